@@ -1,0 +1,5 @@
+//! Where clients come in: MQTT and NATS.
+
+pub mod auth;
+pub mod mqtt;
+pub mod nats;

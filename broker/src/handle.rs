@@ -1,0 +1,160 @@
+//! How fronts, links, modules and administration talk to a running broker.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use crate::{
+    core::event::{Command, Event, Output, Response, SessionId},
+    limits,
+};
+
+/// The broker has stopped, or refuses to take more.
+#[derive(Debug, thiserror::Error)]
+#[error("the broker has stopped")]
+pub struct Stopped;
+
+/// A cloneable way to a running broker.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    inputs: mpsc::Sender<Input>,
+    budget: Arc<Semaphore>,
+    next_session: AtomicU64,
+    outboxes: Arc<Outboxes>,
+}
+
+/// The senders' side of every session's outbox, shared with the driver.
+pub(crate) type Outboxes = Mutex<HashMap<SessionId, Arc<OutboxShared>>>;
+
+/// What the driver receives.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// The permit is given back when the event has been applied.
+    Event { event: Event, _permit: Option<OwnedSemaphorePermit> },
+    Command { command: Command, reply: oneshot::Sender<Response> },
+}
+
+impl Handle {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Input>, Arc<Outboxes>) {
+        let (inputs, receiver) = mpsc::channel(limits::INPUTS_MAX);
+        let outboxes = Arc::new(Outboxes::default());
+        let shared = Shared {
+            inputs,
+            budget: Arc::new(Semaphore::new(limits::INPUT_BYTES_MAX / limits::PERMIT_BYTES)),
+            next_session: AtomicU64::new(1),
+            outboxes: Arc::clone(&outboxes),
+        };
+        (Self { shared: Arc::new(shared) }, receiver, outboxes)
+    }
+
+    /// A number and an outbox for a new session. Tell the broker with [`Event::SessionOpened`] or
+    /// [`Event::LinkOpened`]; dropping the outbox forgets the queue but not the session.
+    #[must_use]
+    pub fn open_session(&self) -> (SessionId, Outbox) {
+        let session = SessionId(self.shared.next_session.fetch_add(1, Ordering::Relaxed));
+        let shared = Arc::new(OutboxShared::default());
+        self.shared.outboxes.lock().expect("no panic under this lock").insert(session, Arc::clone(&shared));
+        (session, Outbox { session, shared, outboxes: Arc::clone(&self.shared.outboxes) })
+    }
+
+    /// Waits for room for `bytes` (the event's payload), then hands the event over.
+    ///
+    /// Only readers of sockets wait here: their number is bounded and the socket carries the
+    /// backpressure to the peer. Cancel safe: either the event was handed over or nothing happened.
+    ///
+    /// # Errors
+    /// The broker has stopped.
+    pub async fn send(&self, event: Event, bytes: usize) -> Result<(), Stopped> {
+        let permits = bytes.min(limits::INPUT_BYTES_MAX / 2).div_ceil(limits::PERMIT_BYTES);
+        let permit = if permits == 0 {
+            None
+        } else {
+            let permits = u32::try_from(permits).expect("bounded by INPUT_BYTES_MAX");
+            let budget = Arc::clone(&self.shared.budget);
+            Some(budget.acquire_many_owned(permits).await.map_err(|_closed| Stopped)?)
+        };
+        let input = Input::Event { event, _permit: permit };
+        self.shared.inputs.send(input).await.map_err(|_closed| Stopped)
+    }
+
+    /// Runs a command and waits for its answer. Dropping the future leaves the command running.
+    ///
+    /// # Errors
+    /// The broker has stopped.
+    pub async fn call(&self, command: Command) -> Result<Response, Stopped> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.inputs.send(Input::Command { command, reply }).await.map_err(|_closed| Stopped)?;
+        answer.await.map_err(|_closed| Stopped)
+    }
+}
+
+/// What the broker has for one session. The core bounds it in bytes: it stops filling a queue whose
+/// bytes were not reported as [`Event::Sent`].
+#[derive(Debug)]
+pub struct Outbox {
+    session: SessionId,
+    shared: Arc<OutboxShared>,
+    outboxes: Arc<Outboxes>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct OutboxShared {
+    queue: Mutex<VecDeque<Output>>,
+    ready: Notify,
+}
+
+impl OutboxShared {
+    pub(crate) fn push(&self, output: Output) {
+        let mut queue = self.queue.lock().expect("no panic under this lock");
+        queue.push_back(output);
+        if queue.len() == 1 {
+            drop(queue);
+            self.ready.notify_one();
+        }
+    }
+}
+
+impl Outbox {
+    /// Whose it is.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Waits until there is something, then moves all of it into `into`. Cancel safe.
+    pub async fn recv(&mut self, into: &mut VecDeque<Output>) {
+        loop {
+            if self.try_recv(into) {
+                return;
+            }
+            self.shared.ready.notified().await;
+        }
+    }
+
+    /// Moves what there is into `into`; false if there was nothing.
+    pub fn try_recv(&mut self, into: &mut VecDeque<Output>) -> bool {
+        let mut queue = self.shared.queue.lock().expect("no panic under this lock");
+        if queue.is_empty() {
+            return false;
+        }
+        if into.is_empty() { std::mem::swap(&mut *queue, into) } else { into.append(&mut queue) }
+        true
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.outboxes.lock().expect("no panic under this lock").remove(&self.session);
+    }
+}

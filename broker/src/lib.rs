@@ -1,0 +1,17 @@
+//! The broker: routing core, store, fronts, links. The deep crate, used on both sides.
+
+pub mod clock;
+pub mod core;
+pub mod driver;
+pub mod front;
+pub mod handle;
+pub mod limits;
+pub mod link;
+pub mod store;
+pub mod tasks;
+
+pub use crate::{
+    core::event,
+    handle::{Handle, Outbox, Stopped},
+    tasks::Tasks,
+};

@@ -1,0 +1,44 @@
+//! Every bound of the broker, with its arithmetic.
+
+/// Largest encoded Frame.
+pub const FRAME_MAX: usize = 2 << 20;
+/// Largest MQTT packet by default, and largest NATS payload.
+pub const MQTT_PACKET_MAX: usize = 1 << 20;
+/// Raw bytes of a link batch, unless it is one larger record.
+pub const BATCH_RAW_MAX: usize = 64 << 10;
+
+/// Bytes of events on their way to the driver, over all sessions.
+pub const INPUT_BYTES_MAX: usize = 16 << 20;
+/// Unit of the byte permits.
+pub const PERMIT_BYTES: usize = 64;
+/// Second bound on the same queue, for events without payload.
+pub const INPUTS_MAX: usize = 4096;
+/// Bytes of groups handed to the store and not yet durable; above it the driver takes no more input.
+pub const UNPERSISTED_BYTES_MAX: usize = 16 << 20;
+/// Events applied in one turn of the driver before it performs actions.
+pub const TURN_MAX: usize = 256;
+
+/// Queue of a client session: Live beyond it is dropped and counted, Log deliveries wait.
+pub const CLIENT_QUEUE_BYTES: usize = 1 << 20;
+/// Queue of a client session beyond which it is closed as a slow consumer: answers are not droppable.
+pub const CLIENT_QUEUE_BYTES_HARD: usize = 4 << 20;
+/// Queue of a link session, for Live.
+pub const LINK_QUEUE_BYTES: usize = 1 << 20;
+/// Unacknowledged bytes of one Log on one link.
+pub const LINK_LOG_WINDOW_BYTES: usize = 1 << 20;
+/// Unacknowledged bytes of one space on one link.
+pub const LINK_STATE_WINDOW_BYTES: usize = 256 << 10;
+/// A writer reports `Sent` at the latest after this many bytes.
+pub const SENT_REPORT_BYTES: usize = 16 << 10;
+
+/// Acknowledged seqs above a cursor's low-water mark.
+pub const CURSOR_ACKED_MAX: usize = 4096;
+/// Requests forwarded to a node and not yet answered.
+pub const REQUESTS_MAX: usize = 65_536;
+/// Recent records of one Log kept in memory for readers at its end.
+pub const LOG_TAIL_BYTES: usize = 1 << 20;
+
+const _: () = assert!(BATCH_RAW_MAX * 4 <= LINK_LOG_WINDOW_BYTES, "a window holds several batches");
+const _: () = assert!(CLIENT_QUEUE_BYTES < CLIENT_QUEUE_BYTES_HARD);
+const _: () = assert!(SENT_REPORT_BYTES * 16 <= CLIENT_QUEUE_BYTES, "late reports must not starve a queue");
+const _: () = assert!(MQTT_PACKET_MAX < FRAME_MAX);

@@ -1,0 +1,134 @@
+//! Durability: the [`Store`] that a driver gives its core's groups to.
+//!
+//! Two implementations: [`lmdb`] (journal and checkpoint on disk) and [`mem`] (for simulation and
+//! simulated fleets; it can lose what was not yet synced). The journal is the only thing on the
+//! acknowledgement path; the checkpoint follows it.
+
+pub mod journal;
+pub mod lmdb;
+pub mod mem;
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use codec::{Class, Kind, Record};
+
+use crate::core::event::{Group, Lsn, Origin, ReadId, ReadRequest};
+
+/// Where groups become durable.
+///
+/// A driver calls `submit` and `read` from its own task and polls for what came of them. Neither may
+/// block. Groups become durable in lsn order, each whole or not at all.
+pub trait Store: Send + 'static {
+    /// Takes a group. [`StoreEvent::Persisted`] or [`StoreEvent::Refused`] follows.
+    fn submit(&mut self, group: Group);
+
+    /// Starts a read of a Log. Sees everything persisted before. [`StoreEvent::Read`] follows.
+    fn read(&mut self, request: ReadRequest);
+
+    /// The next completion. Cancel safe: a completion is taken only when `Ready` is returned.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<StoreEvent>;
+}
+
+/// What became of a `submit` or a `read`.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// Every group up to this lsn is durable.
+    Persisted(Lsn),
+    /// A read is done.
+    Read { read: ReadId, records: Vec<Record> },
+    /// This group and every later one submitted so far were not written: no space, or an I/O error.
+    /// Nothing of them will be there after a restart. The next `submit` is tried again, with the
+    /// refused lsn.
+    Refused { lsn: Lsn, reason: String },
+}
+
+/// What a store held when it was opened: the checkpoint with the journal replayed over it.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Lsn of the last group; 0 in a new store.
+    pub last_lsn: Lsn,
+    /// Every declared source.
+    pub sources: Vec<Source>,
+    /// Every Log that has records or a table.
+    pub logs: Vec<LogRecovery>,
+    /// Every State record, tombstones included, in the order (source, key).
+    pub state: Vec<Record>,
+    /// Every fact of kind 16 and above that has a value.
+    pub locals: Vec<LocalFact>,
+}
+
+/// A declared source of this store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its number in record headers.
+    pub number: u32,
+    /// Whose.
+    pub origin: Origin,
+    /// Live, Log or State.
+    pub kind: SourceKind,
+    /// Stream or space; empty for Live.
+    pub name: Origin,
+    /// Class of all its records.
+    pub class: Class,
+}
+
+/// What a source carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum SourceKind {
+    /// Live messages of one (origin, class).
+    Live = 1,
+    /// A Log.
+    Log = 2,
+    /// A space of State.
+    State = 3,
+}
+
+/// What recovery knows of a Log.
+#[derive(Debug, Clone, Default)]
+pub struct LogRecovery {
+    /// The store's number of it.
+    pub source: u32,
+    /// Seq of the oldest record or gap still readable; 0 when empty.
+    pub first: u64,
+    /// Seq of the last record or the end of the last gap; 0 when empty.
+    pub last: u64,
+    /// Epoch in the last record's header.
+    pub last_epoch: u64,
+    /// crc32c of the last record's frame; 0 if it is a gap.
+    pub last_crc: u32,
+    /// (first seq of a stretch, bytes in it), ascending, at most one for each 64 KiB: for retention.
+    pub stretches: Vec<(u64, u64)>,
+}
+
+/// A keyed fact of this store: a cursor, a client session, a mark, a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalFact {
+    /// Kind 16 and above.
+    pub kind: Kind,
+    /// Key within the kind.
+    pub key: Bytes,
+    /// Encoded prost message, see [`Kind`].
+    pub value: Bytes,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("{0} is in use by another process; with a running octobus use --admin {0}/admin.sock")]
+    Locked(std::path::PathBuf),
+    /// The folder holds a format this version does not know.
+    #[error("{path} has store format {found}; this version reads {known}: use the version that wrote it")]
+    Format { path: std::path::PathBuf, found: u32, known: u32 },
+    /// The journal is damaged elsewhere than at its torn tail.
+    #[error("journal segment {segment} is damaged at byte {offset}: {what}; it was left untouched")]
+    Corrupt { segment: u64, offset: u64, what: String },
+    /// The file system says no.
+    #[error("cannot {doing} {path}: {source}")]
+    Io { doing: &'static str, path: std::path::PathBuf, source: std::io::Error },
+    /// LMDB says no.
+    #[error("checkpoint {path}: {what}")]
+    Checkpoint { path: std::path::PathBuf, what: String },
+}

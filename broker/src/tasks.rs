@@ -1,0 +1,61 @@
+//! The one way to start a task: it has a name, is counted, and is drained when the process stops.
+
+use std::{future::Future, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A group of tasks that stop together. Cloning shares the group.
+#[derive(Debug, Clone, Default)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Every task ended by itself.
+    Clean,
+    /// This many tasks were still running at the deadline.
+    Forced(usize),
+}
+
+impl Tasks {
+    /// A new group.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Fires when the group is asked to stop. Every long-lived task selects on it first.
+    #[must_use]
+    pub fn stopped(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Starts a task. A panic in it is logged and takes down nothing else.
+    #[allow(clippy::disallowed_methods)] // this is the function that the ban points to
+    pub fn spawn<F>(&self, name: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = tokio::spawn(self.tracker.track_future(future));
+        drop(self.tracker.spawn(async move {
+            if let Err(error) = task.await
+                && error.is_panic()
+            {
+                tracing::error!(task = name, %error, "task panicked");
+            }
+        }));
+    }
+
+    /// Asks every task to stop and waits for them until the deadline.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        self.stop.cancel();
+        self.tracker.close();
+        match tokio::time::timeout(deadline, self.tracker.wait()).await {
+            Ok(()) => Drained::Clean,
+            Err(_elapsed) => Drained::Forced(self.tracker.len()),
+        }
+    }
+}
