@@ -3,8 +3,5 @@
 fn main() {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["proto/octobus.proto"], ["proto"]).expect("octobus.proto compiles");
-    prost_build::Config::new()
-        .bytes(["."])
-        .compile_fds(files)
-        .expect("prost generates code for the schema");
+    prost_build::Config::new().bytes(["."]).compile_fds(files).expect("prost generates code for the schema");
 }

@@ -8,6 +8,7 @@ pub mod frame;
 pub mod name;
 pub mod record;
 pub mod topic;
+mod wire;
 
 /// The prost types of `proto/octobus.proto`.
 #[allow(missing_debug_implementations, unreachable_pub, clippy::use_self, clippy::doc_markdown)]
@@ -15,6 +16,7 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/octobus.v1.rs"));
 }
 
-pub use frame::{FrameView, Trace};
+pub use frame::{FrameError, FrameParts, FrameView, Trace};
 pub use record::{Class, Flags, Kind, Record, RecordHeader};
 pub use topic::{Filter, TopicError};
+pub use wire::WireError;
