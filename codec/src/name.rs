@@ -235,8 +235,8 @@ fn read_level(token: &str) -> Result<String, NameError> {
 
 /// The one or two subjects whose messages are those of the filter: `a/#` is `a.>` and also `a`.
 ///
-/// `#` alone needs one, because there is no topic without levels, and so does `a/+/#`, which is `a.>`. Behind a
-/// prefix that is itself no topic, such as `octobus.up.edge-1.`, the same subjects hold.
+/// `#` alone needs one, because there is no empty topic, so does `/#` for the same reason, and so does `a/+/#`,
+/// which is `a.>`. Behind a prefix that is itself no topic, such as `octobus.up.edge-1.`, the same subjects hold.
 #[must_use]
 pub fn filter_to_subjects(filter: &Filter) -> (String, Option<String>) {
     let mut subject = String::with_capacity(filter.as_str().len() + 8);
@@ -249,6 +249,7 @@ pub fn filter_to_subjects(filter: &Filter) -> (String, Option<String>) {
                 subject.pop();
                 subject.push('>');
             }
+            (Level::Hash, Some(Level::Name(""))) if subject == "%" => subject.push_str(".>"),
             (Level::Hash, Some(_)) => {
                 let below = [&subject, ".>"].concat();
                 return (subject, Some(below));
@@ -364,6 +365,7 @@ mod tests {
         assert_eq!(subjects("+/b/#"), ("*.b".to_owned(), Some("*.b.>".to_owned())));
         assert_eq!(subjects("//#"), ("%.%".to_owned(), Some("%.%.>".to_owned())));
         assert_eq!(subjects("#"), (">".to_owned(), None));
+        assert_eq!(subjects("/#"), ("%.>".to_owned(), None));
     }
 
     #[test]

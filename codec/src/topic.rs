@@ -249,11 +249,12 @@ impl Filter {
         if theirs.count < mine.count || (!mine.open && (theirs.open || theirs.count != mine.count)) {
             return false;
         }
-        let first = match (mine.first(self), theirs.first(other)) {
-            (Level::Plus, Level::Name(name)) => wildcard_reaches(name, false),
-            (mine, theirs) => level_covers(mine, theirs),
+        let mut levels = mine.levels(self).zip(theirs.levels(other));
+        let first = match levels.next() {
+            Some((Level::Plus, Level::Name(name))) => wildcard_reaches(name, false),
+            first => first.is_some_and(level_covers),
         };
-        first && mine.rest(self).zip(theirs.rest(other)).all(|(mine, theirs)| level_covers(mine, theirs))
+        first && levels.all(level_covers)
     }
 
     /// True if some topic is matched by both (for choosing which Logs a subscription can see), a wildcard in
@@ -264,33 +265,15 @@ impl Filter {
         if (!mine.open && mine.count < theirs.count) || (!theirs.open && theirs.count < mine.count) {
             return false;
         }
-        match (mine.first(self), theirs.first(other)) {
-            (Level::Plus, Level::Name(name)) | (Level::Name(name), Level::Plus)
-                if !wildcard_reaches(name, true) =>
-            {
-                return false;
-            }
-            _ => {}
+        let first = (mine.levels(self).next(), theirs.levels(other).next());
+        if let (Some(Level::Plus), Some(Level::Name(name))) | (Some(Level::Name(name)), Some(Level::Plus)) =
+            first
+            && !wildcard_reaches(name, true)
+        {
+            return false;
         }
-        self.shortest_common_topic(other).is_some_and(|len| len <= TOPIC_BYTES_MAX)
-    }
-
-    /// Bytes of the shortest topic that both match, the number of levels and the first level's rules apart;
-    /// `None` if two names differ. Two long filters may agree on no topic that is short enough to exist.
-    fn shortest_common_topic(&self, other: &Self) -> Option<usize> {
-        let mut mine = self.levels().filter(|level| *level != Level::Hash);
-        let mut theirs = other.levels().filter(|level| *level != Level::Hash);
-        let (mut bytes, mut levels) = (0, 0usize);
-        loop {
-            let name = match (mine.next(), theirs.next()) {
-                (None, None) => return Some(bytes + levels.saturating_sub(1)),
-                (Some(Level::Name(mine)), Some(Level::Name(theirs))) if mine != theirs => return None,
-                (Some(Level::Name(name)), _) | (_, Some(Level::Name(name))) => name,
-                _ => "",
-            };
-            bytes += name.len();
-            levels += 1;
-        }
+        shortest_common_topic(mine.levels(self), theirs.levels(other))
+            .is_some_and(|len| len <= TOPIC_BYTES_MAX)
     }
 
     fn begins_with_wildcard(&self) -> bool {
@@ -317,13 +300,33 @@ fn wildcard_reaches(first: &str, matches_dollar: bool) -> bool {
     first != INBOX && (matches_dollar || !first.starts_with('$'))
 }
 
-/// Both levels are from before a `#`.
-fn level_covers(mine: Level<'_>, theirs: Level<'_>) -> bool {
+fn level_covers((mine, theirs): (Level<'_>, Level<'_>)) -> bool {
     mine == Level::Plus || mine == theirs
 }
 
-/// A filter as a number of levels that must be there and whether more may follow. `#` alone wants one level
-/// like `+/#`, for there is no topic without levels.
+/// Bytes of the shortest topic that has all levels of both, the first level's rules apart; `None` if two names
+/// differ. Two long filters may agree on no topic that is short enough to exist.
+fn shortest_common_topic<'f>(
+    mut mine: impl Iterator<Item = Level<'f>>,
+    mut theirs: impl Iterator<Item = Level<'f>>,
+) -> Option<usize> {
+    let (mut bytes, mut levels) = (0, 0usize);
+    loop {
+        let name = match (mine.next(), theirs.next()) {
+            (None, None) => return Some(bytes + levels.saturating_sub(1)),
+            (Some(Level::Name(mine)), Some(Level::Name(theirs))) if mine != theirs => return None,
+            (Some(Level::Name(name)), _) | (_, Some(Level::Name(name))) => name,
+            _ => "",
+        };
+        bytes += name.len();
+        levels += 1;
+    }
+}
+
+/// A filter as the levels that must be there, and whether more may follow.
+///
+/// There is no topic without a byte, so `#` alone wants one level like `+/#`, and `/#`, whose parent would be
+/// the empty topic, wants two like `/+/#`.
 struct Shape {
     count: usize,
     open: bool,
@@ -333,18 +336,13 @@ impl Shape {
     fn of(filter: &Filter) -> Self {
         let levels = filter.levels().count();
         let open = filter.levels().last() == Some(Level::Hash);
-        Self { count: if open { (levels - 1).max(1) } else { levels }, open }
+        let hash_wants_a_level = matches!(filter.as_str(), "#" | "/#");
+        Self { count: if open && !hash_wants_a_level { levels - 1 } else { levels }, open }
     }
 
-    fn first<'f>(&self, filter: &'f Filter) -> Level<'f> {
-        match filter.levels().next() {
-            Some(Level::Name(name)) => Level::Name(name),
-            _ => Level::Plus,
-        }
-    }
-
-    fn rest<'f>(&self, filter: &'f Filter) -> impl Iterator<Item = Level<'f>> + use<'f> {
-        filter.levels().take(self.count).skip(1)
+    /// The levels that must be there: names and `Plus` only.
+    fn levels<'f>(&self, filter: &'f Filter) -> impl Iterator<Item = Level<'f>> + use<'f> {
+        filter.levels().take(self.count).map(|level| if level == Level::Hash { Level::Plus } else { level })
     }
 }
 
@@ -467,6 +465,7 @@ mod tests {
             ("a/b", "+/b", false),
             ("#", "$SYS/#", false),
             ("+", "#", false),
+            ("/+/#", "/#", true),
         ] {
             assert_eq!(filter(mine).covers(&filter(theirs)), expected, "{mine} {theirs}");
         }
