@@ -13,7 +13,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::wire::{Reader, WireError, WireType, varint_len};
+use crate::wire::{Reader, WireError, varint_len};
 
 /// The largest encoded frame that the bus carries. Whoever reads one from a peer checks this first; larger
 /// things are blobs.
@@ -124,17 +124,24 @@ fn push_hex(text: &mut String, raw: &[u8]) {
     }
 }
 
-/// Field numbers of `proto::Frame` and `proto::Header`.
+/// Keys of the fields of `proto::Frame` and `proto::Header`. All are one byte long.
 mod field {
-    pub(super) const TOPIC: u32 = 1;
-    pub(super) const TIME_US: u32 = 2;
-    pub(super) const TIME_TRUSTED: u32 = 3;
-    pub(super) const TRACE: u32 = 4;
-    pub(super) const HEADERS: u32 = 5;
-    pub(super) const PAYLOAD: u32 = 6;
-    pub(super) const TTL_S: u32 = 7;
-    pub(super) const HEADER_NAME: u32 = 1;
-    pub(super) const HEADER_VALUE: u32 = 2;
+    use crate::wire::{WireType, key};
+
+    pub(super) const TOPIC: u32 = key(1, WireType::Bytes);
+    pub(super) const TIME_US: u32 = key(2, WireType::Fixed64);
+    pub(super) const TIME_TRUSTED: u32 = key(3, WireType::Varint);
+    pub(super) const TRACE: u32 = key(4, WireType::Bytes);
+    pub(super) const HEADERS: u32 = key(5, WireType::Bytes);
+    pub(super) const PAYLOAD: u32 = key(6, WireType::Bytes);
+    pub(super) const TTL_S: u32 = key(7, WireType::Varint);
+    /// The highest number of a field of a frame; all below exist.
+    pub(super) const LAST: u32 = 7;
+
+    pub(super) const HEADER_NAME: u32 = key(1, WireType::Bytes);
+    pub(super) const HEADER_VALUE: u32 = key(2, WireType::Bytes);
+    /// The highest number of a field of a header.
+    pub(super) const HEADER_LAST: u32 = 2;
 }
 
 /// How deep prost follows messages and groups; the frame itself is the first level.
@@ -174,23 +181,21 @@ impl<'a> FrameView<'a> {
         let mut reader = Reader::new(raw);
         while !reader.is_empty() {
             let at = reader.position();
-            let (number, wire) = reader.key()?;
-            match number {
+            match reader.key()? {
                 field::TOPIC => {
-                    view.topic =
-                        std::str::from_utf8(reader.bytes_as(wire)?).map_err(|_| FrameError::TopicUtf8)?;
+                    view.topic = std::str::from_utf8(reader.bytes()?).map_err(|_| FrameError::TopicUtf8)?;
                 }
-                field::TIME_US => view.time_us = reader.fixed64_as(wire)?,
-                field::TIME_TRUSTED => view.time_trusted = reader.varint_as(wire)? != 0,
-                field::TRACE => view.trace = reader.bytes_as(wire)?,
+                field::TIME_US => view.time_us = reader.fixed64()?,
+                field::TIME_TRUSTED => view.time_trusted = reader.varint()? != 0,
+                field::TRACE => view.trace = reader.bytes()?,
                 field::HEADERS => {
-                    read_header(reader.bytes_as(wire)?)?;
+                    read_header(reader.bytes()?)?;
                     headers = Some((headers.map_or(at, |(first, _)| first), reader.position()));
                 }
-                field::PAYLOAD => view.payload = reader.bytes_as(wire)?,
+                field::PAYLOAD => view.payload = reader.bytes()?,
                 // Cut to 32 bits, as prost does.
-                field::TTL_S => view.ttl_s = reader.varint_as(wire)? as u32,
-                _ => reader.skip(number, wire, DEPTH)?,
+                field::TTL_S => view.ttl_s = reader.varint()? as u32,
+                unknown => reader.skip(unknown, field::LAST, DEPTH)?,
             }
         }
         if let Some((first, end)) = headers {
@@ -248,17 +253,21 @@ impl<'a> FrameView<'a> {
     }
 }
 
-fn read_header(raw: &[u8]) -> Result<(&str, &[u8]), FrameError> {
-    let (mut name, mut value) = ("", &[][..]);
+/// Name and value of a header; the name is UTF-8.
+fn read_header(raw: &[u8]) -> Result<(&[u8], &[u8]), FrameError> {
+    let (mut name, mut value) = (&[][..], &[][..]);
     let mut reader = Reader::new(raw);
     while !reader.is_empty() {
-        let (number, wire) = reader.key()?;
-        match number {
+        match reader.key()? {
             field::HEADER_NAME => {
-                name = std::str::from_utf8(reader.bytes_as(wire)?).map_err(|_| FrameError::HeaderUtf8)?;
+                name = reader.bytes()?;
+                // Nearly always ASCII, which is found out several times faster.
+                if !name.is_ascii() && std::str::from_utf8(name).is_err() {
+                    return Err(FrameError::HeaderUtf8);
+                }
             }
-            field::HEADER_VALUE => value = reader.bytes_as(wire)?,
-            _ => reader.skip(number, wire, DEPTH - 1)?,
+            field::HEADER_VALUE => value = reader.bytes()?,
+            unknown => reader.skip(unknown, field::HEADER_LAST, DEPTH - 1)?,
         }
     }
     Ok((name, value))
@@ -267,11 +276,16 @@ fn read_header(raw: &[u8]) -> Result<(&str, &[u8]), FrameError> {
 /// The next header in bytes that `parse` has accepted, so an error cannot occur; it would end the iteration.
 fn next_header<'a>(reader: &mut Reader<'a>) -> Option<(&'a str, &'a [u8])> {
     while !reader.is_empty() {
-        let (number, wire) = reader.key().ok()?;
-        if number == field::HEADERS {
-            return read_header(reader.bytes_as(wire).ok()?).ok();
+        match reader.key().ok()? {
+            field::HEADERS => {
+                let (name, value) = read_header(reader.bytes().ok()?).ok()?;
+                return Some((std::str::from_utf8(name).ok()?, value));
+            }
+            field::TOPIC | field::TRACE | field::PAYLOAD => drop(reader.bytes().ok()?),
+            field::TIME_US => drop(reader.fixed64().ok()?),
+            field::TIME_TRUSTED | field::TTL_S => drop(reader.varint().ok()?),
+            unknown => reader.skip(unknown, field::LAST, DEPTH).ok()?,
         }
-        reader.skip(number, wire, DEPTH).ok()?;
     }
     None
 }
@@ -341,11 +355,11 @@ impl FrameParts<'_> {
     fn put_head(&self, out: &mut BytesMut) {
         put_bytes(out, field::TOPIC, self.topic.as_bytes());
         if self.time_us != 0 {
-            put_key(out, field::TIME_US, WireType::Fixed64);
+            put_key(out, field::TIME_US);
             out.put_u64_le(self.time_us);
         }
         if self.time_trusted {
-            put_key(out, field::TIME_TRUSTED, WireType::Varint);
+            put_key(out, field::TIME_TRUSTED);
             out.put_u8(1);
         }
         if let Some(trace) = self.trace {
@@ -360,7 +374,7 @@ impl FrameParts<'_> {
             put_bytes(out, field::HEADER_VALUE, value);
         }
         if self.ttl_s != 0 {
-            put_key(out, field::TTL_S, WireType::Varint);
+            put_key(out, field::TTL_S);
             put_varint(out, u64::from(self.ttl_s));
         }
         if !self.payload.is_empty() {
@@ -373,7 +387,7 @@ fn header_len(name: &str, value: &[u8]) -> usize {
     bytes_len(name.len()) + bytes_len(value.len())
 }
 
-/// Key, length and content of a field of bytes; nothing if it is empty. All our keys are one byte long.
+/// Key, length and content of a field of bytes; nothing if it is empty.
 fn bytes_len(len: usize) -> usize {
     if len == 0 { 0 } else { prefix_len(len) + len }
 }
@@ -382,20 +396,20 @@ fn prefix_len(len: usize) -> usize {
     1 + varint_len(len as u64)
 }
 
-fn put_bytes(out: &mut BytesMut, number: u32, value: &[u8]) {
+fn put_bytes(out: &mut BytesMut, key: u32, value: &[u8]) {
     if !value.is_empty() {
-        put_prefix(out, number, value.len());
+        put_prefix(out, key, value.len());
         out.put_slice(value);
     }
 }
 
-fn put_prefix(out: &mut BytesMut, number: u32, len: usize) {
-    put_key(out, number, WireType::Bytes);
+fn put_prefix(out: &mut BytesMut, key: u32, len: usize) {
+    put_key(out, key);
     put_varint(out, len as u64);
 }
 
-fn put_key(out: &mut BytesMut, number: u32, wire: WireType) {
-    out.put_u8((number << 3) as u8 | wire as u8);
+fn put_key(out: &mut BytesMut, key: u32) {
+    out.put_u8(key as u8);
 }
 
 fn put_varint(out: &mut BytesMut, mut value: u64) {

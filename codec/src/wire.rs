@@ -62,44 +62,29 @@ impl<'a> Reader<'a> {
         self.len - self.rest.len()
     }
 
-    /// The number and wire type of the next field.
+    /// The next field's key: its number and wire type as [`key`] puts them together. Callers compare it with
+    /// the keys they know; whether any other is possible at all is found by [`Self::skip`].
     #[inline]
-    pub(crate) fn key(&mut self) -> Result<(u32, WireType), WireError> {
-        let key = u32::try_from(self.varint()?).map_err(|_| WireError::Key)?;
-        let wire = match key & 7 {
-            0 => WireType::Varint,
-            1 => WireType::Fixed64,
-            2 => WireType::Bytes,
-            3 => WireType::StartGroup,
-            4 => WireType::EndGroup,
-            5 => WireType::Fixed32,
-            _ => return Err(WireError::Key),
-        };
-        if key >> 3 == 0 { Err(WireError::Key) } else { Ok((key >> 3, wire)) }
+    pub(crate) fn key(&mut self) -> Result<u32, WireError> {
+        u32::try_from(self.varint()?).map_err(|_| WireError::Key)
     }
 
     #[inline]
-    pub(crate) fn bytes_as(&mut self, wire: WireType) -> Result<&'a [u8], WireError> {
-        expect(WireType::Bytes, wire)?;
-        self.bytes()
-    }
-
-    #[inline]
-    pub(crate) fn varint_as(&mut self, wire: WireType) -> Result<u64, WireError> {
-        expect(WireType::Varint, wire)?;
-        self.varint()
-    }
-
-    #[inline]
-    pub(crate) fn fixed64_as(&mut self, wire: WireType) -> Result<u64, WireError> {
-        expect(WireType::Fixed64, wire)?;
+    pub(crate) fn fixed64(&mut self) -> Result<u64, WireError> {
         let (value, rest) = self.rest.split_first_chunk().ok_or(WireError::Truncated)?;
         self.rest = rest;
         Ok(u64::from_le_bytes(*value))
     }
 
-    /// Skips the value of a field that nobody here knows. `depth` more groups may open, itself included.
-    pub(crate) fn skip(&mut self, number: u32, wire: WireType, depth: u32) -> Result<(), WireError> {
+    /// Skips the value of a field whose key the caller does not know. Field numbers up to `known` have one right
+    /// wire type, so here they have a wrong one. `depth` more groups may open, itself included.
+    #[cold]
+    pub(crate) fn skip(&mut self, key: u32, known: u32, depth: u32) -> Result<(), WireError> {
+        let (number, wire) = split_key(key)?;
+        if number <= known { Err(WireError::WireType) } else { self.skip_value(number, wire, depth) }
+    }
+
+    fn skip_value(&mut self, number: u32, wire: WireType, depth: u32) -> Result<(), WireError> {
         if depth == 0 {
             return Err(WireError::Depth);
         }
@@ -115,16 +100,16 @@ impl<'a> Reader<'a> {
 
     fn skip_group(&mut self, opened: u32, depth: u32) -> Result<(), WireError> {
         loop {
-            let (number, wire) = self.key()?;
+            let (number, wire) = split_key(self.key()?)?;
             if wire == WireType::EndGroup {
                 return if number == opened { Ok(()) } else { Err(WireError::Group) };
             }
-            self.skip(number, wire, depth)?;
+            self.skip_value(number, wire, depth)?;
         }
     }
 
     #[inline]
-    fn bytes(&mut self) -> Result<&'a [u8], WireError> {
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], WireError> {
         let len = self.varint()?;
         self.take(usize::try_from(len).map_err(|_| WireError::Truncated)?)
     }
@@ -137,7 +122,7 @@ impl<'a> Reader<'a> {
     }
 
     #[inline]
-    fn varint(&mut self) -> Result<u64, WireError> {
+    pub(crate) fn varint(&mut self) -> Result<u64, WireError> {
         match *self.rest {
             [low, ref rest @ ..] if low < 0x80 => {
                 self.rest = rest;
@@ -165,9 +150,22 @@ impl<'a> Reader<'a> {
     }
 }
 
-#[inline]
-fn expect(expected: WireType, actual: WireType) -> Result<(), WireError> {
-    if expected == actual { Ok(()) } else { Err(WireError::WireType) }
+/// A field's key.
+pub(crate) const fn key(number: u32, wire: WireType) -> u32 {
+    number << 3 | wire as u32
+}
+
+fn split_key(key: u32) -> Result<(u32, WireType), WireError> {
+    let wire = match key & 7 {
+        0 => WireType::Varint,
+        1 => WireType::Fixed64,
+        2 => WireType::Bytes,
+        3 => WireType::StartGroup,
+        4 => WireType::EndGroup,
+        5 => WireType::Fixed32,
+        _ => return Err(WireError::Key),
+    };
+    if key >> 3 == 0 { Err(WireError::Key) } else { Ok((key >> 3, wire)) }
 }
 
 /// Bytes that a varint takes.
@@ -203,12 +201,23 @@ mod tests {
         let nested = |depth: usize| [vec![0x43; depth], vec![0x44; depth]].concat();
         let skip = |raw: &[u8], depth| {
             let mut reader = Reader::new(raw);
-            let (number, wire) = reader.key()?;
-            reader.skip(number, wire, depth)
+            let key = reader.key()?;
+            reader.skip(key, 7, depth)
         };
         assert_eq!(skip(&nested(5), 5), Ok(()));
         assert_eq!(skip(&nested(6), 5), Err(WireError::Depth));
         assert_eq!(skip(&[0x43, 0x4c], 5), Err(WireError::Group));
         assert_eq!(skip(&[0x44], 5), Err(WireError::Group));
+    }
+
+    #[test]
+    fn keys_that_no_field_can_have_are_refused() {
+        for raw in [&[0x46][..], &[0x47], &[0x00], &[0x07]] {
+            let mut reader = Reader::new(raw);
+            assert_eq!(reader.key().and_then(|key| reader.skip(key, 7, 5)), Err(WireError::Key));
+        }
+        assert_eq!(Reader::new(&[0xff, 0xff, 0xff, 0xff, 0x1f]).key(), Err(WireError::Key));
+        let mut reader = Reader::new(&[0x08]);
+        assert_eq!(reader.key().and_then(|key| reader.skip(key, 7, 5)), Err(WireError::WireType));
     }
 }

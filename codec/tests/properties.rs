@@ -11,7 +11,14 @@ use codec::proto::{Frame, Header};
 use codec::{Filter, Flags, FrameParts, FrameView, Kind, Record, RecordHeader, Trace, name, topic};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 use prost::Message;
+
+/// What once failed is kept beside this file, in `properties.regressions`, and tried first.
+fn cases(cases: u32) -> ProptestConfig {
+    let kept = FileFailurePersistence::WithSource("regressions");
+    ProptestConfig { cases, failure_persistence: Some(Box::new(kept)), ..ProptestConfig::default() }
+}
 
 // === frames ===
 
@@ -102,6 +109,8 @@ fn wire_message() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
+    #![proptest_config(cases(256))]
+
     #[test]
     fn what_frame_parts_write_prost_and_the_view_read(
         topic in ".{0,40}", time_us: u64, time_trusted: bool, trace in proptest::option::of(trace()),
@@ -278,6 +287,8 @@ fn valid_topic() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(cases(256))]
+
     #[test]
     fn every_topic_makes_the_round_trip_through_a_legal_subject(topic in valid_topic()) {
         let subject = subject_of(&topic);
@@ -326,7 +337,7 @@ fn record() -> impl Strategy<Value = Record> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(cases(96))]
 
     #[test]
     fn records_make_the_round_trip(records in vec(record(), 0..8)) {
