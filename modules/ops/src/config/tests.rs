@@ -1,0 +1,177 @@
+use super::*;
+
+fn resolve(
+    role: Role,
+    file: &str,
+    env: &[(&str, &str)],
+    flags: &[(&'static str, &str)],
+) -> Result<Config, ConfigError> {
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let file = (!file.is_empty()).then(|| (PathBuf::from("octobus.toml"), file.to_owned()));
+    let env = [("HOME", "/home/me")].iter().chain(env).map(owned).collect();
+    let flags = flags.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    Config::resolve(role, Sources { file, env, flags })
+}
+
+fn places(result: Result<Config, ConfigError>) -> Vec<String> {
+    result.unwrap_err().mistakes.into_iter().map(|mistake| mistake.place).collect()
+}
+
+#[test]
+fn a_flag_beats_the_environment_and_the_environment_the_file() {
+    let file = "[listen]\nmqtt = '127.0.0.1:1'\nnats = '127.0.0.1:1'\nmetrics = '127.0.0.1:1'";
+    let env = [("OCTOBUS_MQTT", "127.0.0.1:2"), ("OCTOBUS_NATS", "127.0.0.1:2")];
+    let config = resolve(Role::Edge, file, &env, &[("--mqtt", "127.0.0.1:3")]).unwrap();
+    let port = |addr: Option<SocketAddr>| addr.unwrap().port();
+    assert_eq!(port(config.listen.mqtt), 3);
+    assert_eq!(port(config.listen.nats), 2);
+    assert_eq!(port(config.listen.metrics), 1);
+}
+
+#[test]
+fn all_mistakes_of_all_layers_are_reported_at_once() {
+    let file = "dta = '/x'\n[listen]\nmqtt = 'nonsense'\nntas = 'off'\n[limits]\nheartbeat = 5\n[[stream]]\nname = 'UPPER'";
+    let env = [("OCTOBUS_NTAS", "off"), ("OCTOBUS_ANONYMOUS", "yes"), ("PATH", "/bin")];
+    let error = resolve(Role::Edge, file, &env, &[("--metrics", "10003"), ("--quic", "off")]).unwrap_err();
+    let text = error.to_string();
+    for expected in [
+        "octobus.toml, key dta: there is no such key; did you mean data?",
+        "octobus.toml, key listen.ntas: there is no such key; did you mean listen.nats?",
+        "octobus.toml, key listen.mqtt = \"nonsense\": not HOST:PORT",
+        "octobus.toml, key limits.heartbeat = \"5\": not a duration",
+        "octobus.toml, key stream[0].name: \"UPPER\" is not a name",
+        "octobus.toml, key stream[0].filters: is missing",
+        "OCTOBUS_NTAS (environment): there is no such setting; did you mean OCTOBUS_NATS?",
+        "OCTOBUS_ANONYMOUS (environment) = \"yes\": not true or false",
+        "--metrics = \"10003\": not HOST:PORT",
+        "--quic: has no meaning for `octobus edge`",
+    ] {
+        assert!(text.contains(expected), "{expected}\nis not in\n{text}");
+    }
+    assert_eq!(error.mistakes.len(), 10, "{text}");
+}
+
+#[test]
+fn a_file_that_is_not_toml_is_named_with_its_line() {
+    let text = resolve(Role::Edge, "data = '/x'\n= 3", &[], &[]).unwrap_err().to_string();
+    assert!(text.contains("octobus.toml: not TOML") && text.contains("line 2"), "{text}");
+}
+
+#[test]
+fn anonymous_clients_are_let_in_by_default_only_in_dev() {
+    assert!(resolve(Role::Dev, "", &[], &[]).unwrap().auth.anonymous);
+    assert!(resolve(Role::Edge, "", &[], &[]).unwrap().auth.refuses_everybody());
+    assert!(resolve(Role::Cloud, "", &[], &[]).unwrap().auth.refuses_everybody());
+    let with_users = resolve(Role::Dev, "", &[], &[("--users", "/etc/users")]).unwrap();
+    assert!(!with_users.auth.anonymous && !with_users.auth.refuses_everybody());
+}
+
+#[test]
+fn anonymous_is_refused_where_a_front_listens_beyond_loopback() {
+    let wide = places(resolve(Role::Dev, "", &[], &[("--mqtt", "0.0.0.0:1883")]));
+    assert_eq!(wide, ["key listen.mqtt (OCTOBUS_MQTT, --mqtt)"]);
+    let wide = places(resolve(Role::Cloud, "", &[], &[("--nats", "[::]:4222"), ("--anonymous", "true")]));
+    assert_eq!(wide, ["key listen.nats (OCTOBUS_NATS, --nats)"]);
+    assert!(resolve(Role::Edge, "", &[], &[("--anonymous", "true")]).is_ok());
+    assert!(resolve(Role::Edge, "", &[], &[("--mqtt", "0.0.0.0:1883")]).is_ok(), "closed, so harmless");
+}
+
+#[test]
+fn a_hub_and_a_node_on_one_machine_do_not_collide_by_default() {
+    let used = |role| {
+        let listen = resolve(role, "", &[], &[]).unwrap().listen;
+        [listen.mqtt, listen.nats, listen.quic, listen.bootstrap, listen.metrics]
+            .into_iter()
+            .flatten()
+            .map(|addr| addr.port())
+            .collect::<Vec<_>>()
+    };
+    let (hub, node) = (used(Role::Cloud), used(Role::Edge));
+    assert_eq!(hub, [4222, 10001, 10002, 10003]);
+    assert_eq!(node, [1883, 4223, 10004]);
+}
+
+#[test]
+fn dev_listens_on_loopback_only() {
+    let listen = resolve(Role::Dev, "", &[], &[]).unwrap().listen;
+    let all = [listen.mqtt, listen.nats, listen.quic, listen.bootstrap, listen.metrics];
+    assert!(all.into_iter().all(|addr| addr.unwrap().ip().is_loopback()));
+    assert_eq!(listen.node_nats, None);
+}
+
+#[test]
+fn dev_splits_into_a_hub_and_a_node_that_share_nothing() {
+    let config = resolve(Role::Dev, "", &[("XDG_STATE_HOME", "/state")], &[]).unwrap();
+    assert_eq!(config.data, Path::new("/state/octobus/dev"));
+    let hub = config.dev_hub();
+    let node = config.dev_node("127.0.0.1:777".parse().unwrap());
+    assert_eq!(hub.data, Path::new("/state/octobus/dev/hub"));
+    assert_eq!(hub.listen.admin, Path::new("/state/octobus/dev/hub/admin.sock"));
+    assert_eq!(node.listen.admin, Path::new("/state/octobus/dev/node/admin.sock"));
+    assert_eq!((hub.listen.mqtt, node.listen.quic), (None, None));
+    assert_eq!(node.hubs, [HostPort { host: "127.0.0.1".to_owned(), port: 777 }]);
+    assert_eq!((hub.role, node.role), (Role::Cloud, Role::Edge));
+}
+
+#[test]
+fn websocket_is_refused_with_a_reason_until_it_exists() {
+    let error = resolve(Role::Cloud, "", &[], &[("--websocket", "0.0.0.0:10000")]).unwrap_err();
+    assert!(error.to_string().contains("not in this version"));
+    assert!(resolve(Role::Cloud, "", &[], &[("--websocket", "off")]).is_ok());
+}
+
+#[test]
+fn the_default_stream_is_always_there_and_last() {
+    let file = "[[stream]]\nname = 'default'\nmax_bytes = '2GiB'\n[[stream]]\nname = 'alarms'\nfilters = ['alarms/#']\nclass = 'alarm'";
+    let streams = resolve(Role::Edge, file, &[], &[]).unwrap().streams;
+    let names: Vec<&str> = streams.iter().map(|stream| &*stream.name).collect();
+    assert_eq!(names, ["alarms", "default"]);
+    assert_eq!(streams[1].max_bytes, 2 << 30);
+    assert_eq!(streams[0].class, Class::Alarm);
+    let twice = "[[stream]]\nname = 'a'\nfilters = ['x']\n[[stream]]\nname = 'a'\nfilters = ['y']";
+    assert_eq!(places(resolve(Role::Edge, twice, &[], &[])), ["stream \"a\""]);
+}
+
+#[test]
+fn one_file_serves_every_role() {
+    let file = "hub = ['hub.example']\nnode = 'edge-7'\n[listen]\nquic = '0.0.0.0:1'\nmqtt = '127.0.0.1:1'";
+    let edge = resolve(Role::Edge, file, &[], &[]).unwrap();
+    assert_eq!(edge.hubs, [HostPort { host: "hub.example".to_owned(), port: QUIC_PORT }]);
+    assert_eq!(edge.listen.quic, None);
+    assert_eq!(resolve(Role::Cloud, file, &[], &[]).unwrap().listen.mqtt, None);
+}
+
+#[test]
+fn the_effective_configuration_reads_back_as_itself() {
+    let file = "node = 'edge-7'\nhub = ['h']\n[[stream]]\nname = 'a'\nfilters = ['a/#']\nclass = 'event'";
+    for role in [Role::Dev, Role::Cloud, Role::Edge] {
+        let config = resolve(role, file, &[], &[]).unwrap();
+        assert_eq!(resolve(role, &config.effective(), &[], &[]).unwrap(), config);
+    }
+}
+
+/// Lines that begin with `#cloud# ` hold the defaults of that role, and so on for the others.
+#[test]
+fn the_sample_file_holds_exactly_the_defaults_of_each_role() {
+    let sample = include_str!("../../../../docs/octobus.toml");
+    for role in [Role::Dev, Role::Cloud, Role::Edge] {
+        let mark = format!("#{}# ", role.as_str());
+        let text: Vec<&str> = sample.lines().map(|line| line.strip_prefix(&mark).unwrap_or(line)).collect();
+        let from_sample = resolve(role, &text.join("\n"), &[], &[]).unwrap();
+        assert_eq!(from_sample, resolve(role, "", &[], &[]).unwrap(), "{}", role.as_str());
+    }
+}
+
+#[test]
+fn the_sample_file_names_every_key() {
+    let sample = include_str!("../../../../docs/octobus.toml");
+    for role in [Role::Dev, Role::Cloud, Role::Edge] {
+        let effective: toml::Table = resolve(role, "", &[], &[]).unwrap().effective().parse().unwrap();
+        for (name, value) in &effective {
+            let inner = value.as_table().into_iter().flat_map(|table| table.keys());
+            for key in inner.chain([name]) {
+                assert!(sample.contains(key.as_str()), "{key} is missing in docs/octobus.toml");
+            }
+        }
+    }
+}
