@@ -3,10 +3,13 @@
 pub mod clock;
 pub mod core;
 pub mod driver;
+pub mod enroll;
 pub mod front;
 pub mod handle;
+pub mod instance;
 pub mod limits;
 pub mod link;
+pub mod private;
 pub mod store;
 pub mod tasks;
 

@@ -3,4 +3,5 @@
 //! Used by both hubs and by the command line; knows the broker only through its [`broker::Handle`].
 
 pub mod config;
+pub mod endpoints;
 pub mod logging;

@@ -1,0 +1,210 @@
+//! What the tier knows of nodes and tokens: JSON values in the State space `sys`, written by
+//! compare-and-set.
+//!
+//! | key | value |
+//! |---|---|
+//! | `identity/<node>` | [`Enrolment`]; its presence is what makes a node known to the broker |
+//! | `token/<id>` | [`TokenRecord`] |
+//!
+//! This space never leaves the tier.
+
+use std::sync::Arc;
+
+use broker::{
+    Handle, Stopped,
+    event::{Command, Expect, Response, StateEntry, StateOp},
+};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Value of `identity/<node>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// Raised by every enrolment of the name; certificates of another generation are refused.
+    pub generation: u32,
+    /// SHA-256 of the SubjectPublicKeyInfo of the one key of this generation, in hex.
+    pub key: String,
+    /// Serial numbers in hex, of certificates of this generation that are not to be accepted any more.
+    #[serde(default)]
+    pub revoked: Vec<String>,
+    /// Wall time of the enrolment, microseconds.
+    pub enrolled_us: u64,
+}
+
+/// Value of `token/<id>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The one name it enrols.
+    pub node: String,
+    /// SHA-256 of its secret, in hex.
+    pub secret_sha256: String,
+    /// Wall time after which it enrols nobody, microseconds.
+    pub expires_us: u64,
+    /// It may take over a name that is enrolled.
+    pub replace: bool,
+    /// Hash of the key that used it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_by: Option<String>,
+}
+
+/// A value and the revision at which it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The value.
+    pub value: T,
+    /// For [`Expect::Revision`].
+    pub revision: u64,
+}
+
+/// Why the registry gives no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The process stops.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// A value is not what this program wrote.
+    #[error("State {key} is damaged: {source}")]
+    Damaged { key: String, source: serde_json::Error },
+    /// The broker refused: the store takes no writes.
+    #[error("the store refused: {0}")]
+    Refused(String),
+}
+
+/// Somebody else wrote one of the keys since it was read: read again and decide again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conflict;
+
+/// Access to space `sys` of a running broker. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    handle: Handle,
+    space: Arc<str>,
+}
+
+impl Registry {
+    /// The registry of this broker.
+    #[must_use]
+    pub fn new(handle: Handle) -> Self {
+        Self { handle, space: Arc::from("sys") }
+    }
+
+    /// The enrolment of a node.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn enrolment(&self, node: &str) -> Result<Option<Versioned<Enrolment>>, RegistryError> {
+        self.get(identity_key(node)).await
+    }
+
+    /// A token.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn token(&self, id: &str) -> Result<Option<Versioned<TokenRecord>>, RegistryError> {
+        self.get(token_key(id)).await
+    }
+
+    /// At most `limit` tokens behind `after` in the order of their ids, as (id, token). Damaged ones are
+    /// left out.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn tokens(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Versioned<TokenRecord>)>, RegistryError> {
+        let command = Command::StateList {
+            origin: Arc::from(""),
+            space: Arc::clone(&self.space),
+            prefix: TOKEN.to_owned(),
+            after: after.map(token_key),
+            limit,
+        };
+        let entries = match self.handle.call(command).await? {
+            Response::Entries(entries) => entries,
+            other => return Err(unexpected(other)),
+        };
+        let token = |entry: &StateEntry| {
+            let id = entry.key.strip_prefix(TOKEN)?.to_owned();
+            Some((id, decode(entry).ok()?))
+        };
+        Ok(entries.iter().filter_map(token).collect())
+    }
+
+    /// Writes all or nothing, in one journal group; durable when this returns `Ok(Ok(()))`.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn write(&self, ops: Vec<StateOp>) -> Result<Result<(), Conflict>, RegistryError> {
+        match self.handle.call(Command::StateWrite(ops)).await? {
+            Response::Written(_revision) => Ok(Ok(())),
+            Response::Conflict { .. } => Ok(Err(Conflict)),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Ends the link of a node, whose certificate is not good any more.
+    ///
+    /// # Errors
+    /// The process stops.
+    pub async fn close_sessions(&self, node: &str) -> Result<(), RegistryError> {
+        self.handle.call(Command::CloseNode { node: Arc::from(node) }).await?;
+        Ok(())
+    }
+
+    /// Sets `identity/<node>`, as part of a [`write`](Self::write).
+    #[must_use]
+    pub fn put_enrolment(&self, node: &str, value: &Enrolment, expect: Expect) -> StateOp {
+        self.put(identity_key(node), value, expect)
+    }
+
+    /// Sets `token/<id>`, as part of a [`write`](Self::write).
+    #[must_use]
+    pub fn put_token(&self, id: &str, value: &TokenRecord, expect: Expect) -> StateOp {
+        self.put(token_key(id), value, expect)
+    }
+
+    /// Deletes `token/<id>`, as part of a [`write`](Self::write).
+    #[must_use]
+    pub fn delete_token(&self, id: &str, expect: Expect) -> StateOp {
+        StateOp { space: Arc::clone(&self.space), key: token_key(id), value: None, expect }
+    }
+
+    fn put(&self, key: String, value: &impl Serialize, expect: Expect) -> StateOp {
+        let value = serde_json::to_vec(value).expect("these structs have string keys and no maps");
+        StateOp { space: Arc::clone(&self.space), key, value: Some(Bytes::from(value)), expect }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, key: String) -> Result<Option<Versioned<T>>, RegistryError> {
+        let command = Command::StateGet { origin: Arc::from(""), space: Arc::clone(&self.space), key };
+        match self.handle.call(command).await? {
+            Response::Entry(entry) => entry.as_ref().map(decode).transpose(),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+const TOKEN: &str = "token/";
+
+fn identity_key(node: &str) -> String {
+    format!("identity/{node}")
+}
+
+fn token_key(id: &str) -> String {
+    format!("{TOKEN}{id}")
+}
+
+fn decode<T: DeserializeOwned>(entry: &StateEntry) -> Result<Versioned<T>, RegistryError> {
+    match serde_json::from_slice(&entry.value()) {
+        Ok(value) => Ok(Versioned { value, revision: entry.revision }),
+        Err(source) => Err(RegistryError::Damaged { key: entry.key.clone(), source }),
+    }
+}
+
+fn unexpected(response: Response) -> RegistryError {
+    match response {
+        Response::Refused(why) => RegistryError::Refused(why),
+        other => RegistryError::Refused(format!("unexpected answer {other:?}")),
+    }
+}
