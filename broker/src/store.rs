@@ -4,6 +4,7 @@
 //! simulated fleets; it can lose what was not yet synced). The journal is the only thing on the
 //! acknowledgement path; the checkpoint follows it.
 
+mod facts;
 pub mod journal;
 pub mod lmdb;
 pub mod mem;
@@ -24,6 +25,12 @@ pub trait Store: Send + 'static {
     fn submit(&mut self, group: Group);
 
     /// Starts a read of a Log. Sees everything persisted before. [`StoreEvent::Read`] follows.
+    ///
+    /// A Log is ordered by seq. What is appended takes the place of what it covers: a gap of the records
+    /// `from..=to`, a record of an earlier one of the same seq; a gap itself is replaced only by
+    /// one that covers it whole. A `table` record drops what is below its
+    /// `first`, except the gap that ends right below it. A gap that covers nothing (a change of epoch)
+    /// stands right before the record that follows it; a read never ends on one unless the Log does.
     fn read(&mut self, request: ReadRequest);
 
     /// The next completion. Cancel safe: a completion is taken only when `Ready` is returned.
@@ -90,17 +97,23 @@ pub enum SourceKind {
 pub struct LogRecovery {
     /// The store's number of it.
     pub source: u32,
-    /// Seq of the oldest record or gap still readable; 0 when empty.
+    /// Nothing readable is below this seq: the seq of the oldest record, or where the oldest gap starts.
+    /// 0 when nothing is readable.
     pub first: u64,
-    /// Seq of the last record or the end of the last gap; 0 when empty.
+    /// Seq of the last record or the end of the last gap, even if it is no longer readable; 0 if there
+    /// never was one.
     pub last: u64,
     /// Epoch in the last record's header.
     pub last_epoch: u64,
     /// crc32c of the last record's frame; 0 if it is a gap.
     pub last_crc: u32,
-    /// (first seq of a stretch, bytes in it), ascending, at most one for each 64 KiB: for retention.
+    /// (first seq of a stretch, bytes of records in it), ascending, each (but the last) of 64 KiB or
+    /// more: for retention.
     pub stretches: Vec<(u64, u64)>,
 }
+
+/// A stretch in [`LogRecovery::stretches`] is closed once it has this many bytes.
+const STRETCH_BYTES: u64 = 64 << 10;
 
 /// A keyed fact of this store: a cursor, a client session, a mark, a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
