@@ -3,3 +3,4 @@
 pub mod identity;
 pub mod mem;
 pub mod quic;
+pub mod tls;
