@@ -34,6 +34,25 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/octobus.v1.rs"));
 }
 
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+
+/// Encodes a message of the schema.
+#[must_use]
+pub fn encode(message: &impl Message) -> Bytes {
+    let mut out = BytesMut::with_capacity(message.encoded_len());
+    message.encode(&mut out).expect("a BytesMut grows");
+    out.freeze()
+}
+
+/// Decodes a message of the schema. Unknown fields are skipped.
+///
+/// # Errors
+/// The bytes are no such message.
+pub fn decode<M: Message + Default>(raw: Bytes) -> Result<M, prost::DecodeError> {
+    M::decode(raw)
+}
+
 pub use frame::{FrameError, FrameParts, FrameView, Trace};
 pub use record::{Class, Flags, Kind, Record, RecordHeader};
 pub use topic::{Filter, TopicError};

@@ -1,0 +1,190 @@
+//! The hub's side: from a listener's port to running links.
+//!
+//! Per connection: handshake, identity, authorizer, link; each in its own task. The number of handshakes in
+//! flight is bounded, and each has one deadline for everything before its link runs: a slow peer holds a
+//! slot for [`Params::handshake`] at most. When half of the slots are taken, an address has to be proved
+//! (QUIC Retry) before it gets one.
+
+use std::{fmt, future::Future, sync::Arc, sync::atomic::Ordering::Relaxed};
+
+use codec::proto::{self, control::Message};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
+
+use super::{
+    CloseCode, Counters, LaneSender as _, Link, Links, Params, Progress, Transport as _, control_record,
+    identity::PeerCertificate,
+    quic::{Attempt, QuicListener, QuicTransport},
+    stream::StreamSink,
+};
+use crate::{handle::Handle, tasks::Tasks};
+
+/// How much a listener takes at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct Admission {
+    /// Handshakes in flight; later peers wait in the listener's own bounded queue.
+    pub handshakes_max: usize,
+    /// Connections; later peers are refused.
+    pub connections_max: usize,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self { handshakes_max: 256, connections_max: 65_536 }
+    }
+}
+
+/// What accepted links have in common.
+#[derive(Debug, Clone)]
+pub struct Acceptor {
+    /// The broker that gets the nodes' records.
+    pub broker: Handle,
+    /// Times and bounds of a link.
+    pub params: Arc<Params>,
+    /// Bounds of the listener.
+    pub admission: Admission,
+    /// Counters of the process.
+    pub counters: Arc<Counters>,
+    /// The links of the process.
+    pub links: Arc<Links>,
+    /// Where Streams go.
+    pub streams: Option<StreamSink>,
+    /// Where the links' tasks live; its stop ends accepting and every link.
+    pub tasks: Tasks,
+}
+
+impl Acceptor {
+    /// Accepts links until stopped. `authorize` is asked at every session start, resumed ones included; its
+    /// refusal is what the peer gets.
+    pub async fn run<A, F>(self, listener: QuicListener, authorize: A)
+    where
+        A: Fn(PeerCertificate) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<(), proto::Refusal>> + Send + 'static,
+    {
+        let stop = self.tasks.stopped();
+        let handshakes = Arc::new(Semaphore::new(self.admission.handshakes_max));
+        let connections = Arc::new(Semaphore::new(self.admission.connections_max));
+        loop {
+            let slot = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                slot = Arc::clone(&handshakes).acquire_owned() => slot.expect("never closed"),
+            };
+            let attempt = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                attempt = listener.accept() => attempt,
+            };
+            let Some(attempt) = attempt else { break };
+            let loaded = handshakes.available_permits() < self.admission.handshakes_max / 2;
+            if loaded && !attempt.is_validated() {
+                attempt.retry();
+                continue;
+            }
+            let Ok(place) = Arc::clone(&connections).try_acquire_owned() else {
+                self.counters.handshakes_failed.fetch_add(1, Relaxed);
+                attempt.refuse();
+                continue;
+            };
+            let (acceptor, authorize) = (self.clone(), authorize.clone());
+            self.tasks.spawn("link", async move {
+                // Boxed: the handshake's state would otherwise live as long as the link.
+                let admitted = Box::pin(acceptor.admit(attempt, slot, authorize)).await;
+                if let Some((transport, link)) = admitted {
+                    Box::pin(super::run(transport, link)).await;
+                }
+                drop(place);
+            });
+        }
+        // The links' own orderly ends come first: they share the port.
+        self.links.emptied(self.params.drain).await;
+        listener.close(self.params.drain).await;
+    }
+
+    async fn admit<A, F>(
+        self,
+        attempt: Attempt,
+        _slot: OwnedSemaphorePermit,
+        authorize: A,
+    ) -> Option<(QuicTransport, Link)>
+    where
+        A: Fn(PeerCertificate) -> F,
+        F: Future<Output = Result<(), proto::Refusal>>,
+    {
+        let remote = attempt.remote();
+        let admitted = timeout(self.params.handshake, async {
+            let (transport, certificate) = attempt.handshake().await.map_err(Denied::Handshake)?;
+            let peer = certificate.identity.peer();
+            match authorize(certificate).await {
+                Ok(()) => Ok((transport, peer)),
+                Err(refusal) => {
+                    let denied = Denied::Refused { peer: peer.name.to_string(), refusal: refusal.clone() };
+                    refuse(&transport, refusal).await;
+                    Err(denied)
+                }
+            }
+        });
+        let (transport, peer) = match admitted.await.unwrap_or(Err(Denied::Slow)) {
+            Ok(admitted) => admitted,
+            Err(denied) => {
+                self.counters.handshakes_failed.fetch_add(1, Relaxed);
+                tracing::warn!(%remote, %denied, "link not accepted");
+                return None;
+            }
+        };
+        tracing::info!(%remote, peer = %peer.name, role = ?peer.role, "link accepted");
+        let link = Link {
+            peer,
+            dialler: false,
+            broker: self.broker,
+            params: self.params,
+            counters: self.counters,
+            stop: self.tasks.stopped(),
+            progress: watch::Sender::new(Progress::default()),
+            streams: self.streams,
+            links: self.links,
+        };
+        Some((transport, link))
+    }
+}
+
+/// Why a peer did not get a link.
+#[derive(Debug)]
+enum Denied {
+    Handshake(super::quic::HandshakeError),
+    Refused { peer: String, refusal: proto::Refusal },
+    Slow,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Handshake(error) => error.fmt(f),
+            Self::Refused { peer, refusal } => write!(f, "{peer} refused: {}", refusal.message),
+            Self::Slow => f.write_str("too slow"),
+        }
+    }
+}
+
+/// Tells a peer why, on the control stream, then closes. A peer that does not open one in time just sees
+/// the close.
+async fn refuse(transport: &QuicTransport, refusal: proto::Refusal) {
+    let message = refusal.message.clone();
+    if let Ok((mut sender, _receiver)) = transport.control(false).await {
+        let record = control_record(Message::Refusal(refusal));
+        let told = match codec::batch::Encoder::encode_uncompressed(&[record]) {
+            Ok(encoded) => match sender.write(encoded.into_buffers()).await {
+                Ok(()) => sender.finish().await.is_ok(),
+                Err(_lost) => false,
+            },
+            Err(error) => {
+                tracing::error!(%error, "a refusal that does not fit a batch");
+                false
+            }
+        };
+        tracing::debug!(told, "refusal sent");
+    }
+    transport.close(CloseCode::REFUSED, &message);
+}

@@ -1,0 +1,69 @@
+//! What links count. One set for a process; every field only grows, gauges excepted.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use codec::Class;
+
+/// Counters of all links of a process.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Sent, by class.
+    pub sent: [Traffic; Class::ALL.len()],
+    /// Received, by class.
+    pub received: [Traffic; Class::ALL.len()],
+    /// Last round trip that a heartbeat measured, microseconds.
+    pub rtt_us: AtomicU64,
+    /// Peer's wall clock minus ours at the last heartbeat, microseconds.
+    pub clock_offset_us: AtomicI64,
+    /// Links that are up now.
+    pub up: AtomicU64,
+    /// Handshakes that failed, were refused or took too long.
+    pub handshakes_failed: AtomicU64,
+    ended: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// One direction of one class.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Batches.
+    pub batches: AtomicU64,
+    /// Records.
+    pub records: AtomicU64,
+    /// Bytes of records.
+    pub raw_bytes: AtomicU64,
+    /// Bytes of batches as they travel, prefixes included.
+    pub wire_bytes: AtomicU64,
+}
+
+impl Traffic {
+    pub(super) fn count(&self, records: usize, raw_len: usize, wire_len: usize) {
+        self.batches.fetch_add(1, Relaxed);
+        self.records.fetch_add(records as u64, Relaxed);
+        self.raw_bytes.fetch_add(raw_len as u64, Relaxed);
+        self.wire_bytes.fetch_add(wire_len as u64, Relaxed);
+    }
+}
+
+impl Counters {
+    /// How many links ended, by [`LinkEnd::as_str`](super::LinkEnd::as_str).
+    #[must_use]
+    pub fn ended(&self) -> BTreeMap<&'static str, u64> {
+        self.ended.lock().expect("no panic under this lock").clone()
+    }
+
+    pub(super) fn count_end(&self, why: &'static str) {
+        *self.ended.lock().expect("no panic under this lock").entry(why).or_default() += 1;
+    }
+
+    pub(super) fn measured(&self, rtt: Duration, clock_offset_us: i64) {
+        self.rtt_us.store(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX), Relaxed);
+        self.clock_offset_us.store(clock_offset_us, Relaxed);
+    }
+}

@@ -1,0 +1,243 @@
+//! The receiving side of a link: bytes of a lane to events of the broker.
+//!
+//! Everything a peer may get wrong is judged here: the batch by codec, then the lane's class, the place of
+//! control records, and every Frame, so that the core never sees a malformed one. A buffer grows with the
+//! bytes that have arrived, never with the bytes that were announced.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::{BufMut as _, BytesMut};
+use codec::{
+    Class, FrameView, Kind, Record,
+    batch::{self, Prefix},
+    proto::{self, control::Message},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    sync::Notify,
+};
+
+use super::session::{Pulsed, Shared};
+use crate::core::event::Event;
+
+/// Why a reader ended before its lane did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ReadEnd {
+    /// The connection or lane is gone.
+    Broken,
+    /// The peer is at fault.
+    Protocol(String),
+    /// Our broker takes no more.
+    Stopped,
+}
+
+/// First allocation for a batch; it doubles while bytes arrive.
+const CHUNK: usize = 16 << 10;
+/// Largest control record: a decoded message may be some times its wire size.
+const CONTROL_MAX: usize = 256 << 10;
+
+/// Reads the control lane until the peer finishes it.
+pub(super) async fn read_control<R>(mut lane: R, shared: Arc<Shared>) -> Result<(), ReadEnd>
+where
+    R: AsyncRead + Unpin,
+{
+    while let Some(batch) = next_batch(&mut lane).await? {
+        let class = count_and_check(&batch, &shared)?;
+        if class.is_some_and(|class| class != Class::Control) {
+            return Err(ReadEnd::Protocol("a batch of another class on the control stream".into()));
+        }
+        let mut records = Vec::with_capacity(batch.records.len());
+        for record in batch.records {
+            if record.header.kind != Kind::CONTROL || !intercept(&record, &shared).await? {
+                records.push(record);
+            }
+        }
+        if !records.is_empty() {
+            shared.handing.store(true, Relaxed);
+            let handed = hand(records, batch.prefix.raw_len(), &shared).await;
+            shared.handing.store(false, Relaxed);
+            shared.note_received();
+            handed?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads the lane of one class until the peer finishes it.
+pub(super) async fn read_class<R>(mut lane: R, shared: Arc<Shared>, turn: Turn) -> Result<(), ReadEnd>
+where
+    R: AsyncRead + Unpin,
+{
+    let mut lane_class = None;
+    while let Some(batch) = next_batch(&mut lane).await? {
+        let Some(class) = count_and_check(&batch, &shared)? else { continue };
+        if class == Class::Control {
+            return Err(ReadEnd::Protocol("control belongs on the control stream".into()));
+        }
+        if batch.records.iter().any(|record| record.header.kind == Kind::CONTROL) {
+            return Err(ReadEnd::Protocol("a control record in another class".into()));
+        }
+        if *lane_class.get_or_insert(class) != class {
+            return Err(ReadEnd::Protocol("two classes on one stream".into()));
+        }
+        turn.wait(class).await;
+        hand(batch.records, batch.prefix.raw_len(), &shared).await?;
+    }
+    Ok(())
+}
+
+/// A batch as received.
+#[derive(Debug)]
+struct Batch {
+    prefix: Prefix,
+    records: Vec<Record>,
+}
+
+/// The next batch of a lane, `None` at its end.
+async fn next_batch<R: AsyncRead + Unpin>(lane: &mut R) -> Result<Option<Batch>, ReadEnd> {
+    let mut raw = [0; Prefix::LEN];
+    let mut have = 0;
+    while have < raw.len() {
+        match lane.read(&mut raw[have..]).await {
+            Ok(0) if have == 0 => return Ok(None),
+            Ok(0) => return Err(ReadEnd::Protocol("a stream ended inside a batch".into())),
+            Ok(n) => have += n,
+            Err(_lost) => return Err(ReadEnd::Broken),
+        }
+    }
+    let malformed = |error: batch::BatchError| ReadEnd::Protocol(error.to_string());
+    let prefix = Prefix::decode(&raw).map_err(malformed)?;
+    let wire = read_wire(lane, prefix.wire_len()).await?;
+    let records = batch::decode(&prefix, wire.freeze()).map_err(malformed)?;
+    Ok(Some(Batch { prefix, records }))
+}
+
+async fn read_wire<R: AsyncRead + Unpin>(lane: &mut R, len: usize) -> Result<BytesMut, ReadEnd> {
+    let mut wire = BytesMut::with_capacity(len.min(CHUNK));
+    while wire.len() < len {
+        let missing = len - wire.len();
+        if wire.len() == wire.capacity() {
+            wire.reserve(missing.min(wire.len()));
+        }
+        match lane.read_buf(&mut (&mut wire).limit(missing)).await {
+            Ok(0) => return Err(ReadEnd::Protocol("a stream ended inside a batch".into())),
+            Ok(_) => {}
+            Err(_lost) => return Err(ReadEnd::Broken),
+        }
+    }
+    Ok(wire)
+}
+
+/// The class of a batch; `None` if nothing in it is known to this version.
+fn count_and_check(batch: &Batch, shared: &Shared) -> Result<Option<Class>, ReadEnd> {
+    shared.note_received();
+    let Some(first) = batch.records.first() else { return Ok(None) };
+    let class = Class::from_u8(first.header.class)
+        .ok_or_else(|| ReadEnd::Protocol(format!("class {} is unknown", first.header.class)))?;
+    shared.counters.received[class as usize].count(
+        batch.records.len(),
+        batch.prefix.raw_len(),
+        Prefix::LEN + batch.prefix.wire_len(),
+    );
+    for record in &batch.records {
+        if matches!(record.header.kind, Kind::LIVE | Kind::LOG | Kind::PUT | Kind::TOMBSTONE) {
+            FrameView::parse(&record.body).map_err(|error| ReadEnd::Protocol(error.to_string()))?;
+        }
+    }
+    Ok(Some(class))
+}
+
+async fn hand(records: Vec<Record>, bytes: usize, shared: &Shared) -> Result<(), ReadEnd> {
+    let event = Event::LinkReceived { session: shared.session, records };
+    shared.broker.send(event, bytes).await.map_err(|_stopped| ReadEnd::Stopped)
+}
+
+/// Takes out what is the link's own. True: the core does not get it.
+async fn intercept(record: &Record, shared: &Shared) -> Result<bool, ReadEnd> {
+    if record.body.len() > CONTROL_MAX {
+        return Err(ReadEnd::Protocol(format!("a control record of {} bytes", record.body.len())));
+    }
+    let control: proto::Control = codec::decode(record.body.clone())
+        .map_err(|error| ReadEnd::Protocol(format!("control record: {error}")))?;
+    match control.message {
+        Some(Message::Heartbeat(heartbeat)) => {
+            return pulse(Pulsed::Asked { nonce: heartbeat.nonce }, shared).await;
+        }
+        Some(Message::HeartbeatAck(ack)) => {
+            return pulse(Pulsed::Answered { nonce: ack.nonce, peer_time_us: ack.time_us }, shared).await;
+        }
+        Some(Message::Welcome(_)) => {
+            shared.progress.send_modify(|progress| progress.welcomed = true);
+        }
+        Some(Message::Refusal(refusal)) => shared.note_refusal(refusal),
+        Some(Message::Drain(drain)) => {
+            shared.note_retry_after(Duration::from_millis(u64::from(drain.retry_after_ms)));
+        }
+        Some(Message::Hello(_) | Message::Ack(_)) | None => {}
+    }
+    Ok(false)
+}
+
+async fn pulse(pulsed: Pulsed, shared: &Shared) -> Result<bool, ReadEnd> {
+    // A closed channel: the link has ended.
+    shared.pulses.send(pulsed).await.map(|()| true).map_err(|_closed| ReadEnd::Broken)
+}
+
+/// Keeps the order of a class over two lanes: a lane that succeeds another of its class may be read while
+/// the rest of its predecessor still waits for the broker. A lane has its turn when every older one has
+/// ended or is known to be of another class.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    lanes: Mutex<BTreeMap<u64, Option<Class>>>,
+    changed: Notify,
+}
+
+/// A lane's place in the order. Dropped when the lane has ended.
+#[derive(Debug)]
+pub(super) struct Turn {
+    number: u64,
+    turns: Arc<Turns>,
+}
+
+impl Turns {
+    /// The place of the next lane; called in the order in which lanes were opened.
+    pub(super) fn enter(self: &Arc<Self>) -> Turn {
+        let mut lanes = self.lanes.lock().expect("no panic under this lock");
+        let number = lanes.last_key_value().map_or(0, |(last, _)| last + 1);
+        lanes.insert(number, None);
+        Turn { number, turns: Arc::clone(self) }
+    }
+}
+
+impl Turn {
+    pub(super) async fn wait(&self, class: Class) {
+        let mut changed = std::pin::pin!(self.turns.changed.notified());
+        loop {
+            changed.as_mut().enable();
+            if self.is_next(class) {
+                return;
+            }
+            changed.as_mut().await;
+            changed.set(self.turns.changed.notified());
+        }
+    }
+
+    fn is_next(&self, class: Class) -> bool {
+        let mut lanes = self.turns.lanes.lock().expect("no panic under this lock");
+        if lanes.insert(self.number, Some(class)) == Some(None) {
+            self.turns.changed.notify_waiters();
+        }
+        !lanes.range(..self.number).any(|(_, older)| older.is_none_or(|older| older == class))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.turns.lanes.lock().expect("no panic under this lock").remove(&self.number);
+        self.turns.changed.notify_waiters();
+    }
+}
