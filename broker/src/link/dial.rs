@@ -21,9 +21,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counters, Ended, Link, Links, Params, Progress, quic::{HandshakeError, QuicDialler}, stream::StreamSink,
+    Counters, Ended, Link, Links, Params, Progress,
+    quic::{QuicDialler, QuicTransport},
+    stream::StreamSink,
 };
-use crate::{clock, handle::Handle, tasks::Tasks};
+use crate::{clock, core::event::Peer, handle::Handle, tasks::Tasks};
 
 /// What a dialler needs.
 #[derive(Debug, Clone)]
@@ -159,6 +161,8 @@ struct Dialling {
 
 /// News that wait; attempts are at most two.
 const NEWS_WAITING: usize = 8;
+/// Longest wait that a hub may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
 impl Dialler {
     /// A place to watch the dialler from, and the sender for [`run`](Self::run).
@@ -218,13 +222,8 @@ impl Dialling {
             welcomed: false,
             stop: self.dialler.tasks.stopped().child_token(),
         };
-        let work = attempt_link(
-            self.dialler.clone(),
-            hub,
-            attempt.number,
-            attempt.stop.clone(),
-            self.news.clone(),
-        );
+        let work =
+            attempt_link(self.dialler.clone(), hub, attempt.number, attempt.stop.clone(), self.news.clone());
         self.attempts.push(attempt);
         self.dialler.tasks.spawn("dial", work);
         if self.attempts.len() == 1 {
@@ -249,7 +248,9 @@ impl Dialling {
                     Some(refusal) => format!("refused by the hub: {}", refusal.message),
                     None => ended.end.to_string(),
                 };
-                self.on_end(error, ended.retry_after);
+                // A refusal that names no time: trying soon is of no use, trying never is worse.
+                let later = ended.refusal.as_ref().map(|_| self.dialler.backoff.cap / 2);
+                self.on_end(error, ended.retry_after.or(later));
             }
         }
     }
@@ -288,7 +289,7 @@ impl Dialling {
             return;
         }
         // A hub's wish is a floor, jittered upward: it gives the same to many.
-        let delay = retry_after.unwrap_or_default() + self.dialler.backoff.next();
+        let delay = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX) + self.dialler.backoff.next();
         self.next_at = Some(Instant::now() + delay);
         self.show(State::Backoff, Some(error));
     }
@@ -320,9 +321,7 @@ async fn attempt_link(
     let connected = tokio::select! {
         biased;
         () = stop.cancelled() => Err("stopped".to_owned()),
-        connected = timeout(dialler.params.handshake, Box::pin(connect(&dialler.quic, &hub))) => {
-            connected.unwrap_or_else(|_elapsed| Err(format!("no answer from {hub}")))
-        }
+        connected = Box::pin(connect(&dialler.quic, &hub, dialler.params.handshake)) => connected,
     };
     // The dialler outlives its attempts; if it is gone, nobody asks.
     let (transport, peer) = match connected {
@@ -358,19 +357,25 @@ async fn attempt_link(
     drop(news.send((number, News::Ended(Box::new(ended)))).await);
 }
 
-async fn connect(
-    quic: &QuicDialler,
-    hub: &str,
-) -> Result<(super::quic::QuicTransport, crate::core::event::Peer), String> {
-    let addresses: Vec<SocketAddr> =
-        lookup_host(hub).await.map_err(|error| format!("cannot resolve {hub}: {error}"))?.collect();
+/// Tries the addresses of a hub one after the other, all within `patience`.
+async fn connect(quic: &QuicDialler, hub: &str, patience: Duration) -> Result<(QuicTransport, Peer), String> {
+    let resolved = timeout(patience, lookup_host(hub)).await;
+    let addresses: Vec<SocketAddr> = match resolved {
+        Ok(Ok(addresses)) => addresses.take(ADDRESSES_MAX).collect(),
+        Ok(Err(error)) => return Err(format!("cannot resolve {hub}: {error}")),
+        Err(_elapsed) => return Err(format!("cannot resolve {hub}: no answer")),
+    };
+    let each = patience / u32::try_from(addresses.len().max(1)).expect("few");
     let mut last = format!("{hub} has no address");
     for address in addresses {
-        match quic.dial(address).await {
-            Ok((transport, certificate)) => return Ok((transport, certificate.identity.peer())),
-            Err(error @ HandshakeError::Identity(_)) => return Err(format!("{address}: {error}")),
-            Err(error) => last = format!("{address}: {error}"),
-        }
+        last = match timeout(each, quic.dial(address)).await {
+            Ok(Ok((transport, certificate))) => return Ok((transport, certificate.identity.peer())),
+            Ok(Err(error)) => format!("{address}: {error}"),
+            Err(_elapsed) => format!("{address}: no answer (is UDP blocked?)"),
+        };
     }
     Err(last)
 }
+
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 4;

@@ -397,11 +397,7 @@ impl MemReceiver {
 }
 
 impl AsyncRead for MemReceiver {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let wire = &this.pipe.wire;
         let mut state = this.pipe.state();

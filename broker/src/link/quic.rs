@@ -17,8 +17,8 @@ use std::{
 use bytes::Bytes;
 use codec::Class;
 use quinn::{
-    AckFrequencyConfig, Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, Incoming,
-    MtuDiscoveryConfig, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt,
+    Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
+    Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
@@ -43,15 +43,35 @@ pub struct Shape {
     pub connection_window: u32,
     /// Bytes handed to the transport and not yet acknowledged.
     pub send_window: u64,
+    /// A connection that is silent for this long is gone. Above the heartbeat's outer bound, so that the
+    /// link notices first.
+    pub idle_timeout: Duration,
 }
 
 impl Shape {
     /// An edge node: little memory, one connection.
-    pub const NODE: Self =
-        Self { stream_window: 112 << 10, connection_window: 1 << 20, send_window: 2560 << 10 };
+    pub const NODE: Self = Self {
+        stream_window: 112 << 10,
+        connection_window: 1 << 20,
+        send_window: 2560 << 10,
+        idle_timeout: IDLE_TIMEOUT,
+    };
     /// A hub: what a node can make it hold, at worst, while the broker is behind.
-    pub const HUB: Self =
-        Self { stream_window: 224 << 10, connection_window: 2 << 20, send_window: 1280 << 10 };
+    pub const HUB: Self = Self {
+        stream_window: 224 << 10,
+        connection_window: 2 << 20,
+        send_window: 1280 << 10,
+        idle_timeout: IDLE_TIMEOUT,
+    };
+
+    /// For another heartbeat than the default.
+    #[must_use]
+    pub fn with_heartbeat(self, heartbeat: Duration) -> Self {
+        Self {
+            idle_timeout: heartbeat.saturating_mul(4).clamp(Duration::from_secs(5), IDLE_TIMEOUT_MAX),
+            ..self
+        }
+    }
 
     const fn is_sound(&self, peer: &Self) -> bool {
         self.stream_window * (BIDI_MAX + CLASS_LANES_MAX - 1) < self.connection_window
@@ -65,8 +85,9 @@ const BIDI_MAX: u32 = 4;
 const UNI_MAX: u32 = 6;
 /// Lanes that can hold a full window at a time: a successor opens when its predecessor is empty.
 const CLASS_LANES_MAX: u32 = 5;
-/// Above the heartbeat's outer bound: the link itself notices first.
+/// For heartbeats of 10 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// Handshakes and first packets a listener keeps before it refuses.
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_MAX: u64 = 4 << 20;
@@ -240,11 +261,7 @@ pub enum HandshakeError {
 }
 
 fn transport_config(shape: Shape) -> TransportConfig {
-    let mut mtu = MtuDiscoveryConfig::default();
-    mtu.upper_bound(1452);
-    // An idle receiver acknowledges a burst once, not every second packet.
-    let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(8));
+    let idle = shape.idle_timeout.min(IDLE_TIMEOUT_MAX);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_MAX))
@@ -252,16 +269,13 @@ fn transport_config(shape: Shape) -> TransportConfig {
         .stream_receive_window(VarInt::from_u32(shape.stream_window))
         .receive_window(VarInt::from_u32(shape.connection_window))
         .send_window(shape.send_window)
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("45 s fits a varint")))
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("an hour fits a varint")))
         .keep_alive_interval(None)
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
-        .mtu_discovery_config(Some(mtu))
-        .ack_frequency_config(Some(acks))
         .allow_spin(false);
     config
 }
-
 
 /// Gives connections no id.
 struct NoId;
@@ -327,7 +341,8 @@ impl Transport for QuicTransport {
     type Receiver = QuicReceiver;
 
     async fn control(&self, dialler: bool) -> Result<(QuicSender, QuicReceiver), Broken> {
-        let opened = if dialler { self.connection.open_bi().await } else { self.connection.accept_bi().await };
+        let opened =
+            if dialler { self.connection.open_bi().await } else { self.connection.accept_bi().await };
         let (sender, receiver) = opened.map_err(|_lost| Broken)?;
         Ok((QuicSender::new(sender, Class::Control), QuicReceiver(receiver)))
     }
@@ -436,4 +451,3 @@ impl AsyncRead for QuicReceiver {
         AsyncRead::poll_read(Pin::new(&mut self.0), cx, buf)
     }
 }
-

@@ -74,7 +74,10 @@ where
 {
     let mut lane_class = None;
     while let Some(batch) = next_batch(&mut lane).await? {
-        let Some(class) = count_and_check(&batch, &shared)? else { continue };
+        let Some(class) = count_and_check(&batch, &shared)? else {
+            turn.step_aside();
+            continue;
+        };
         if class == Class::Control {
             return Err(ReadEnd::Protocol("control belongs on the control stream".into()));
         }
@@ -226,9 +229,16 @@ impl Turn {
         }
     }
 
+    /// Only records of unknown kinds so far: nobody has to wait for this lane.
+    fn step_aside(&self) {
+        let nobodys = Some(Class::Control);
+        self.turns.lanes.lock().expect("no panic under this lock").insert(self.number, nobodys);
+        self.turns.changed.notify_waiters();
+    }
+
     fn is_next(&self, class: Class) -> bool {
         let mut lanes = self.turns.lanes.lock().expect("no panic under this lock");
-        if lanes.insert(self.number, Some(class)) == Some(None) {
+        if lanes.insert(self.number, Some(class)) != Some(Some(class)) {
             self.turns.changed.notify_waiters();
         }
         !lanes.range(..self.number).any(|(_, older)| older.is_none_or(|older| older == class))

@@ -332,7 +332,8 @@ impl<'a, T: Transport> Running<'a, T> {
             Done::Control(Ok(())) => {
                 self.read_rest().await;
                 let closed = timeout(self.link.params.drain, self.transport.closed()).await;
-                let unsaid = || LinkEnd::PeerClosed { code: CloseCode::DONE, reason: "no reason given".into() };
+                let unsaid =
+                    || LinkEnd::PeerClosed { code: CloseCode::DONE, reason: "no reason given".into() };
                 Some(closed.map_or_else(|_elapsed| unsaid(), lost))
             }
             Done::Control(Err(ReadEnd::Broken)) => {
@@ -402,9 +403,9 @@ impl<'a, T: Transport> Running<'a, T> {
             beat = self.pulse.poll(now, activity, || transport.path());
         }
         let suspect = matches!(beat, Beat::Suspect(_));
-        self.shared.progress.send_if_modified(|progress| {
-            std::mem::replace(&mut progress.suspect, suspect) != suspect
-        });
+        self.shared
+            .progress
+            .send_if_modified(|progress| std::mem::replace(&mut progress.suspect, suspect) != suspect);
         match beat {
             Beat::Wait(until) | Beat::Suspect(until) => Some(until.max(now + TICK)),
             Beat::Send(_) => Some(now + TICK),

@@ -45,7 +45,11 @@ impl ByteStream {
 }
 
 impl AsyncRead for ByteStream {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.reader).poll_read(cx, buf)
     }
 }
@@ -168,7 +172,12 @@ impl Links {
     }
 
     /// Lists a link for as long as the entry lives.
-    pub(super) fn enter<T: Transport>(self: &Arc<Self>, session: SessionId, peer: Peer, transport: T) -> Entry {
+    pub(super) fn enter<T: Transport>(
+        self: &Arc<Self>,
+        session: SessionId,
+        peer: Peer,
+        transport: T,
+    ) -> Entry {
         let handle = LinkHandle { peer, transport: Arc::new(transport) };
         self.up.lock().expect("no panic under this lock").push((session, handle));
         Entry { session, links: Arc::clone(self) }

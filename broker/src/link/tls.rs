@@ -204,8 +204,8 @@ impl ServerCertVerifier for HubVerifier {
             now,
             self.algorithms.all,
         )?;
-        let peer = PeerCertificate::parse(end_entity)
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let peer =
+            PeerCertificate::parse(end_entity).map_err(|error| rustls::Error::General(error.to_string()))?;
         match &peer.identity.role {
             Role::Hub { .. } if peer.identity.tier == self.tier => Ok(ServerCertVerified::assertion()),
             _ => Err(rustls::Error::General(format!(

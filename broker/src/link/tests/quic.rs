@@ -1,1 +1,410 @@
 //! Real QUIC over loopback: who gets in, and the dialler's and acceptor's loops.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::{sync::Notify, time::timeout};
+
+use super::*;
+use crate::{
+    link::{
+        accept::{Acceptor, Admission},
+        dial::{Backoff, Dialler, State},
+        identity::PeerCertificate,
+        quic::{HandshakeError, QuicDialler, QuicListener, QuicTransport, Shape},
+        tls::{self, Credentials, TierSecret},
+    },
+    tasks::Tasks,
+};
+
+const NODE: &str = "octobus://tier-1/node/edge-1/3";
+const HUB: &str = "octobus://tier-1/hub/r0";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Ca(CertifiedIssuer<'static, KeyPair>);
+
+impl Ca {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        self.0.der().clone()
+    }
+
+    /// With the usages that its role has.
+    fn issue(&self, uri: &str) -> Credentials {
+        let mut usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if uri.contains("/hub/") {
+            usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        self.issue_for(uri, usages)
+    }
+
+    fn issue_for(&self, uri: &str, usages: Vec<ExtendedKeyUsagePurpose>) -> Credentials {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
+        params.extended_key_usages = usages;
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        Credentials {
+            ca: vec![self.der()],
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        }
+    }
+}
+
+fn listen(credentials: Credentials) -> (QuicListener, SocketAddr) {
+    let secret = TierSecret::new(&[5; 32]);
+    let tls = tls::acceptor(credentials, &secret).unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let listener = QuicListener::bind(any, Arc::new(tls), &secret, Shape::HUB).unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn dialler(credentials: Credentials) -> QuicDialler {
+    QuicDialler::new(Arc::new(tls::dialler(credentials, "tier-1").unwrap()), Shape::NODE).unwrap()
+}
+
+type Accepted = Result<(QuicTransport, PeerCertificate), HandshakeError>;
+
+/// Both ends' views of one handshake.
+async fn handshake(hub: Credentials, node: Credentials) -> (Accepted, Accepted) {
+    let (listener, address) = listen(hub);
+    let accepting = async {
+        let attempt = listener.accept().await.unwrap();
+        attempt.handshake().await
+    };
+    let node = dialler(node);
+    timeout(PATIENCE, async { tokio::join!(node.dial(address), accepting) }).await.unwrap()
+}
+
+#[tokio::test]
+async fn both_ends_learn_who_the_other_is_and_exchange_records() {
+    let ca = Ca::new();
+    let (dialled, accepted) = handshake(ca.issue(HUB), ca.issue(NODE)).await;
+    let ((at_node, hub_certificate), (at_hub, node_certificate)) = (dialled.unwrap(), accepted.unwrap());
+    assert_eq!(hub_certificate.identity.to_string(), HUB);
+    assert_eq!(node_certificate.identity.to_string(), NODE);
+
+    let (mut node, mut hub) = (Broker::new(), Broker::new());
+    let mut tasks = JoinSet::new();
+    let (node_link, hub_link) = (node.link(true), hub.link(false));
+    tasks.spawn(async move { run(at_node, node_link).await });
+    tasks.spawn(async move { run(at_hub, hub_link).await });
+    node.opened().await;
+    node.send(Class::Control, vec![hello()]);
+    hub.opened().await;
+    assert_eq!(hub.received().await, [hello()]);
+    for seq in 0..300 {
+        for class in [Class::Bulk, Class::State] {
+            node.send(class, vec![record(class, seq, 900)]);
+        }
+    }
+    node.send(Class::Bulk, vec![record(Class::Bulk, 300, 1 << 20)]);
+    let mut next = [0; 6];
+    while (next[Class::Bulk as usize], next[Class::State as usize]) != (301, 300) {
+        for record in hub.received().await {
+            let next = &mut next[usize::from(record.header.class)];
+            assert_eq!(record.header.seq, *next);
+            *next += 1;
+        }
+    }
+    hub.send(Class::Event, vec![record(Class::Event, 5, 5)]);
+    assert_eq!(node.received().await, [record(Class::Event, 5, 5)]);
+
+    let echo = proto::StreamOpen { kind: stream::ECHO.into(), ..Default::default() };
+    let mut echo = hub.links.find("peer").unwrap().open_stream(&echo).await.unwrap();
+    echo.write_all(b"through the firewall").await.unwrap();
+    echo.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    echo.read_to_end(&mut back).await.unwrap();
+    assert_eq!(back, b"through the firewall");
+
+    node.send(Class::Bulk, vec![record(Class::Bulk, 301, 200_000)]);
+    node.output(Output::Close(CloseReason::Shutdown));
+    assert_eq!(hub.received().await[0].header.seq, 301, "a drain flushes");
+    hub.closed().await;
+    let ends = [tasks.join_next().await.unwrap().unwrap(), tasks.join_next().await.unwrap().unwrap()];
+    assert!(ends.iter().any(|ended| ended.end == LinkEnd::Closed(CloseReason::Shutdown)), "{ends:?}");
+    assert!(
+        ends.iter().any(|ended| matches!(&ended.end, LinkEnd::PeerClosed { code: CloseCode::DONE, .. })),
+        "{ends:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_dialler_refuses_whoever_is_not_a_hub_of_its_tier() {
+    let (ca, other_ca) = (Ca::new(), Ca::new());
+    let both = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    let impostors = [
+        (ca.issue("octobus://tier-2/hub/r0"), "not a hub of tier"),
+        (ca.issue_for(NODE, both), "may not be used"),
+        (ca.issue_for(HUB, vec![ExtendedKeyUsagePurpose::ServerAuth]), "may not be used"),
+        (ca.issue("octobus://tier-1/hub/r0/1"), "not an identity"),
+        (Credentials { ca: vec![ca.der()], ..other_ca.issue(HUB) }, "BadSignature"),
+        // A node's certificate has no serverAuth at all.
+        (ca.issue(NODE), ""),
+    ];
+    for (impostor, expected) in impostors {
+        let (dialled, _) = handshake(impostor, ca.issue(NODE)).await;
+        let error = dialled.map(|_| ()).unwrap_err();
+        let text = format!("{error:?}");
+        assert!(text.contains(expected), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_acceptor_refuses_whoever_has_no_identity_of_its_ca() {
+    let (ca, other_ca) = (Ca::new(), Ca::new());
+    let strangers = [
+        Credentials { ca: vec![ca.der()], ..other_ca.issue(NODE) },
+        ca.issue("https://edge-1"),
+        ca.issue_for(NODE, vec![ExtendedKeyUsagePurpose::ServerAuth]),
+    ];
+    for stranger in strangers {
+        let (_, accepted) = handshake(ca.issue(HUB), stranger).await;
+        accepted.map(|_| ()).unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused() {
+    let ca = Ca::new();
+    let (listener, address) = listen(ca.issue(HUB));
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut anonymous = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Whoever attacks does not verify.
+    let verified = tls::dialler(ca.issue(NODE), "tier-1").unwrap();
+    anonymous.alpn_protocols = verified.alpn_protocols.clone();
+    anonymous.dangerous().set_certificate_verifier(Arc::new(TrustAll(provider)));
+    let anonymous = QuicDialler::new(Arc::new(anonymous), Shape::NODE).unwrap();
+    let accepting = async { listener.accept().await.unwrap().handshake().await };
+    let (_, accepted) =
+        timeout(PATIENCE, async { tokio::join!(anonymous.dial(address), accepting) }).await.unwrap();
+    let error = accepted.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("peer sent no certificates") || error.contains("ertificate"), "{error}");
+}
+
+#[derive(Debug)]
+struct TrustAll(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for TrustAll {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A hub: an accept loop with a broker that welcomes whoever comes.
+struct Hub {
+    address: SocketAddr,
+    tasks: Tasks,
+    asked: Arc<AtomicUsize>,
+}
+
+fn hub(credentials: Credentials, refusal: Option<proto::Refusal>) -> Hub {
+    let (listener, address) = listen(credentials);
+    let (tasks, asked) = (Tasks::new(), Arc::new(AtomicUsize::new(0)));
+    let mut broker = Broker::new();
+    let acceptor = Acceptor {
+        broker: broker.handle.clone(),
+        params: Arc::default(),
+        admission: Admission::default(),
+        counters: Arc::default(),
+        links: Arc::default(),
+        streams: None,
+        tasks: tasks.clone(),
+    };
+    let counting = Arc::clone(&asked);
+    let authorize = move |certificate: PeerCertificate| {
+        assert_eq!(certificate.identity.to_string(), NODE);
+        counting.fetch_add(1, Relaxed);
+        let refusal = refusal.clone();
+        async move { refusal.map_or(Ok(()), Err) }
+    };
+    tasks.spawn("accept", acceptor.run(listener, authorize));
+    let stopped = tasks.stopped();
+    tasks.spawn("hub's broker", async move {
+        let welcome = proto::Welcome { protocol: 1, ..Default::default() };
+        loop {
+            tokio::select! {
+                biased;
+                event = broker.event() => if let Event::LinkOpened(open) = event {
+                    broker.session = open.session;
+                    broker.send(Class::Control, vec![control_record(Message::Welcome(welcome.clone()))]);
+                },
+                () = stopped.cancelled() => return,
+            }
+        }
+    });
+    Hub { address, tasks, asked }
+}
+
+/// A node: a dial loop with a broker that says hello, and its status.
+fn node(quic: QuicDialler, hubs: Vec<String>) -> (Tasks, watch::Receiver<dial::Status>) {
+    let tasks = Tasks::new();
+    let mut broker = Broker::new();
+    let dialler = Dialler {
+        hubs,
+        quic,
+        broker: broker.handle.clone(),
+        params: Arc::default(),
+        backoff: Backoff::new(Duration::from_millis(20), Duration::from_millis(50)),
+        counters: Arc::default(),
+        links: Arc::default(),
+        streams: None,
+        tasks: tasks.clone(),
+        network_changed: Arc::new(Notify::new()),
+    };
+    let (status, watching) = Dialler::status();
+    tasks.spawn("dial", dialler.run(status));
+    let stopped = tasks.stopped();
+    tasks.spawn("node's broker", async move {
+        loop {
+            tokio::select! {
+                biased;
+                event = broker.event() => if let Event::LinkOpened(open) = event {
+                    broker.session = open.session;
+                    broker.send(Class::Control, vec![hello()]);
+                },
+                () = stopped.cancelled() => return,
+            }
+        }
+    });
+    (tasks, watching)
+}
+
+async fn until(
+    status: &mut watch::Receiver<dial::Status>,
+    wanted: impl Fn(&dial::Status) -> bool,
+) -> dial::Status {
+    let seen = timeout(PATIENCE, status.wait_for(wanted)).await;
+    seen.expect("in time").unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_node_is_live_after_welcome_and_links_again_when_its_hub_is_gone() {
+    let ca = Ca::new();
+    let (first, second) = (hub(ca.issue(HUB), None), hub(ca.issue("octobus://tier-1/hub/r1"), None));
+    let hubs = vec![first.address.to_string(), second.address.to_string()];
+    let (tasks, mut status) = node(dialler(ca.issue(NODE)), hubs.clone());
+    let live = until(&mut status, |status| status.state == State::Live).await;
+    assert_eq!(live.hub, hubs[0]);
+
+    assert_eq!(first.tasks.drain(PATIENCE).await, crate::tasks::Drained::Clean);
+    let live = until(&mut status, |status| status.state == State::Live && status.hub == hubs[1]).await;
+    assert!(live.last_error.unwrap().contains("shutdown"));
+    assert_eq!(second.asked.load(Relaxed), 1);
+
+    assert_eq!(tasks.drain(PATIENCE).await, crate::tasks::Drained::Clean);
+    assert_eq!(second.tasks.drain(PATIENCE).await, crate::tasks::Drained::Clean);
+}
+
+#[tokio::test]
+async fn the_authorizer_is_asked_at_every_session_start_and_its_refusal_reaches_the_node() {
+    let ca = Ca::new();
+    let refusal = proto::Refusal { reason: 7, message: "generation 4 is current".into(), retry_after_ms: 1 };
+    let refusing = hub(ca.issue(HUB), Some(refusal));
+    let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![refusing.address.to_string()]);
+    // Handshakes after the first resume: the authorizer is asked all the same.
+    let seen = until(&mut status, |_| refusing.asked.load(Relaxed) >= 3).await;
+    assert!(seen.last_error.unwrap().contains("generation 4 is current"));
+    assert_ne!(seen.state, State::Live);
+    tasks.drain(PATIENCE).await;
+    refusing.tasks.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_node_without_a_reachable_hub_backs_off_and_says_why() {
+    let ca = Ca::new();
+    let hubs = vec!["no-such-host.invalid:10001".to_owned()];
+    let (tasks, mut status) = node(dialler(ca.issue(NODE)), hubs);
+    let status = until(&mut status, |status| status.state == State::Backoff).await;
+    assert!(status.last_error.unwrap().contains("cannot resolve"));
+    assert_eq!(tasks.drain(PATIENCE).await, crate::tasks::Drained::Clean);
+}
+
+#[tokio::test]
+async fn random_datagrams_disturb_nobody() {
+    let ca = Ca::new();
+    let hub = hub(ca.issue(HUB), None);
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for seed in 0..200 {
+        let noise = record(Class::Bulk, seed, 1200).body;
+        socket.send_to(&noise, hub.address).await.unwrap();
+    }
+    let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![hub.address.to_string()]);
+    until(&mut status, |status| status.state == State::Live).await;
+    tasks.drain(PATIENCE).await;
+    hub.tasks.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn bulk_that_nobody_reads_delays_no_control_on_the_wire() {
+    let ca = Ca::new();
+    let (dialled, accepted) = handshake(ca.issue(HUB), ca.issue(NODE)).await;
+    let ((at_node, _), (peer, _)) = (dialled.unwrap(), accepted.unwrap());
+    let mut node = Broker::new();
+    let mut tasks = JoinSet::new();
+    let link = node.link(true);
+    tasks.spawn(async move { run(at_node, link).await });
+    node.opened().await;
+    let unread = [Class::Bulk, Class::Telemetry, Class::Event, Class::State, Class::Alarm];
+    for class in unread {
+        for seq in 0..4 {
+            node.send(class, vec![record(class, seq, 1 << 20)]);
+        }
+    }
+    let mut lanes = Vec::new();
+    while lanes.len() < unread.len() {
+        lanes.push(timeout(PATIENCE, peer.accept()).await.unwrap().unwrap());
+    }
+    node.send(Class::Control, vec![hello()]);
+    let (_sender, mut control) = timeout(PATIENCE, peer.control(false)).await.unwrap().unwrap();
+    timeout(PATIENCE, control.read_exact(&mut [0; 24])).await.unwrap().unwrap();
+}
