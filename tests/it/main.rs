@@ -1,0 +1,14 @@
+//! The acceptance, from the outside: real processes, stock clients, bad networks. One binary, and each
+//! module is named after the hazard that it keeps away.
+
+#![allow(clippy::unwrap_used)] // all of it is tests, also what stands beside the `#[test]` functions
+
+mod a_node_stays_in_its_subtree;
+mod first_five_minutes;
+mod hostile_bytes;
+mod mqtt_sessions;
+mod names_survive;
+mod nothing_acknowledged_is_lost;
+mod operations;
+mod the_harness_itself;
+mod two_machines;

@@ -1,0 +1,7 @@
+//! Bad networks: what stands between two processes and loses, delays, doubles, reorders or cuts.
+
+mod tcp;
+mod udp;
+
+pub use tcp::TcpRelay;
+pub use udp::{Faults, UdpRelay};

@@ -1,0 +1,337 @@
+//! What the tree promises about itself: which way dependencies point, where each foreign library is named,
+//! what the core may not know, and how long a file may be. A rule here has a reason beside it; breaking one
+//! is a decision, and this is where it is taken.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The crates of the workspace that each may depend on. Everything not listed here may depend on all.
+const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
+    ("codec", &[]),
+    ("broker", &["codec"]),
+    ("modules/ops", &["codec", "broker"]),
+    ("edgehub", &["codec", "broker", "ops"]),
+    ("cloudhub", &["codec", "broker", "ops"]),
+];
+
+/// A foreign library, and where it may be named: a prefix of paths for each. So that it can be replaced in
+/// one place, and read about in one place. Tests, benches and fuzz targets may name anything.
+const NAMED_IN: [(&str, &[&str]); 12] = [
+    ("quinn", &["broker/src/link/quic"]),
+    ("heed", &["broker/src/store/lmdb"]),
+    ("io_uring", &["broker/src/store/"]),
+    ("rumqttd", &["broker/src/front/mqtt"]),
+    ("prost", &["codec/"]),
+    ("protox", &["codec/"]),
+    ("lz4_flex", &["codec/"]),
+    ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity"]),
+    ("x509_parser", &["broker/src/link/identity", "cloudhub/src/ca", "edgehub/src/identity"]),
+    ("toml", &["modules/ops/src/config", "broker/src/front/auth"]),
+    ("tracing_subscriber", &["modules/ops/src/logging"]),
+    ("clap_complete", &["src/"]),
+];
+
+/// Each of these is named in one file only, wherever its prefix above allows.
+const ONE_FILE: [&str; 3] = ["io_uring", "tracing_subscriber", "clap_complete"];
+
+/// What the routing core must not know: it is synchronous and takes time and bytes as arguments.
+const NOT_IN_CORE: [&str; 8] = [
+    "tokio",
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "std::net",
+    "std::fs",
+    "std::thread",
+    "crate::clock",
+    "crate::store",
+];
+
+/// Longest file, in lines of code without its tests.
+const CODE_LINES_MAX: usize = 900;
+/// Files that are longer. This list may only shrink.
+const LONGER: [&str; 0] = [];
+
+#[test]
+fn dependencies_point_one_way() {
+    let root = root();
+    let members: BTreeMap<String, PathBuf> = member_manifests(&root);
+    let names: BTreeSet<&str> = members.keys().map(String::as_str).collect();
+    for (folder, allowed) in MAY_DEPEND_ON {
+        let manifest = read_toml(&root.join(folder).join("Cargo.toml"));
+        for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let Some(dependencies) = manifest.get(section).and_then(toml::Value::as_table) else { continue };
+            for name in dependencies.keys().filter(|name| names.contains(name.as_str())) {
+                assert!(
+                    allowed.contains(&name.as_str()),
+                    "{folder} depends on {name}; it may depend on {allowed:?} only"
+                );
+            }
+        }
+    }
+    let modules = fs::read_dir(root.join("modules")).expect("modules/").flatten();
+    let known: BTreeSet<&str> = MAY_DEPEND_ON.iter().map(|(folder, _)| *folder).collect();
+    for module in modules.filter(|entry| entry.path().is_dir()) {
+        let folder = format!("modules/{}", module.file_name().to_string_lossy());
+        assert!(known.contains(folder.as_str()), "{folder} has no line in MAY_DEPEND_ON");
+    }
+}
+
+#[test]
+fn a_node_links_neither_kubernetes_nor_a_nats_client() {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "-p", "edgehub", "--prefix", "none", "-e", "normal", "--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let text = String::from_utf8_lossy(&tree.stdout);
+    for line in text.lines() {
+        let name = line.split(' ').next().unwrap_or_default();
+        let refused = name.starts_with("kube") || name.starts_with("k8s-openapi") || name == "async-nats";
+        assert!(!refused, "edgehub links {line}");
+    }
+}
+
+#[test]
+fn each_foreign_library_is_named_in_one_place() {
+    let mut wrong = Vec::new();
+    for (library, places) in NAMED_IN {
+        let mut files = BTreeSet::new();
+        for (path, text) in sources() {
+            if !is_product(&path) || !code(&text).any(|line| names(line, library)) {
+                continue;
+            }
+            if !places.iter().any(|place| path.starts_with(place)) {
+                wrong.push(format!("{path} names {library}, which belongs to {places:?}"));
+            }
+            files.insert(path);
+        }
+        if ONE_FILE.contains(&library) && files.len() > 1 {
+            wrong.push(format!("{library} is named in more than one file: {files:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_core_knows_neither_runtime_nor_clock_nor_socket_nor_disk() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        if path != "broker/src/core.rs" && !path.starts_with("broker/src/core/") {
+            continue;
+        }
+        // Tests of the core may read files; its code may not.
+        for (line, name) in code_without_tests(&text).flat_map(|line| NOT_IN_CORE.map(|name| (line, name))) {
+            if line.contains(name) {
+                wrong.push(format!("{path} names {name}: {}", line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn files_are_named_for_their_subject_and_not_too_long() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        if path.ends_with("/mod.rs") {
+            wrong.push(format!("{path}: write foo.rs and foo/, so that a tab says what it holds"));
+        }
+        let lines = code_without_tests(&text).filter(|line| !line.trim().is_empty()).count();
+        let listed = LONGER.contains(&path.as_str());
+        if lines > CODE_LINES_MAX && !listed {
+            wrong.push(format!("{path} has {lines} lines of code; split it by subject"));
+        }
+        if lines <= CODE_LINES_MAX && listed {
+            wrong.push(format!("{path} has become short enough: take it out of LONGER"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_unfinished_is_left() {
+    // In pieces, so that this file does not find itself.
+    let leftovers = ["todo", "unimplemented", "dbg"].map(|name| format!("{name}!("));
+    let notes = ["TO", "FIX", "XX"].map(|start| {
+        format!(
+            "{start}{}",
+            if start == "XX" {
+                "X"
+            } else if start == "TO" {
+                "DO"
+            } else {
+                "ME"
+            }
+        )
+    });
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            let leftover = leftovers.iter().any(|name| line.contains(name.as_str()));
+            let note = notes.iter().any(|name| names(line, name));
+            if leftover || note || line.trim_start().starts_with("//! stub") {
+                wrong.push(format!("{path}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_names_the_machine_it_was_written_on() {
+    let folders = ["work", "root"].map(|name| format!("/{name}/"));
+    let mut wrong = Vec::new();
+    for (path, text) in files(&["rs", "toml", "md", "py", "sh", "yaml", "yml", "proto", "service"]) {
+        for (number, line) in text.lines().enumerate() {
+            // A path, not a part of one: `.../work/` in a longer path is somebody's folder name.
+            let starts = |folder: &String| {
+                line.match_indices(folder.as_str()).any(|(at, _)| {
+                    at == 0 || !line[..at].ends_with(|c: char| c.is_alphanumeric() || "/._-)}".contains(c))
+                })
+            };
+            if folders.iter().any(starts) {
+                wrong.push(format!("{path}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn documents_point_at_what_exists() {
+    let root = root();
+    let mut wrong = Vec::new();
+    for (path, text) in files(&["md"]) {
+        let folder = Path::new(&path).parent().unwrap_or_else(|| Path::new("")).to_owned();
+        for target in links(&text) {
+            let file = target.split('#').next().unwrap_or_default();
+            if file.is_empty() || file.contains("://") || file.starts_with("mailto:") {
+                continue;
+            }
+            if !root.join(&folder).join(file).exists() {
+                wrong.push(format!("{path} points at {file}, which does not exist"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_bench_and_binary_that_a_manifest_names_exists() {
+    let root = root();
+    for manifest in member_manifests(&root).values() {
+        let folder = manifest.parent().expect("a manifest stands in a folder");
+        let parsed = read_toml(manifest);
+        for section in ["bin", "bench", "test", "example"] {
+            for target in parsed.get(section).and_then(toml::Value::as_array).into_iter().flatten() {
+                if let Some(path) = target.get("path").and_then(toml::Value::as_str) {
+                    assert!(folder.join(path).exists(), "{} names {path}", manifest.display());
+                }
+            }
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the tree").to_owned()
+}
+
+/// Name of each package of the workspace, and its manifest.
+fn member_manifests(root: &Path) -> BTreeMap<String, PathBuf> {
+    let workspace = read_toml(&root.join("Cargo.toml"));
+    let members = workspace["workspace"]["members"].as_array().expect("members");
+    let folders = members.iter().map(|member| root.join(member.as_str().expect("a text")));
+    let manifests = folders.chain([root.to_owned()]).map(|folder| folder.join("Cargo.toml"));
+    let named = manifests.map(|path| {
+        let name = read_toml(&path)["package"]["name"].as_str().expect("a name").to_owned();
+        (name, path)
+    });
+    named.collect()
+}
+
+fn read_toml(path: &Path) -> toml::Table {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Every Rust file of the tree with its text.
+fn sources() -> Vec<(String, String)> {
+    files(&["rs"])
+}
+
+/// Every file of the tree with one of these endings.
+fn files(endings: &[&str]) -> Vec<(String, String)> {
+    let root = root();
+    let mut found = Vec::new();
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder of the tree").flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if path.is_dir() {
+                let skipped = name.starts_with('.') || name == "target" || name == "corpus" || name == "data";
+                if !skipped {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|end| endings.iter().any(|wanted| end == *wanted)) {
+                let relative =
+                    path.strip_prefix(&root).expect("below the root").to_string_lossy().into_owned();
+                found.push((relative, fs::read_to_string(&path).expect("UTF-8")));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found.sort();
+    found
+}
+
+/// What is shipped: not tests, benches, fuzz targets or load generators.
+fn is_product(path: &str) -> bool {
+    let outside = ["tests/", "benches/", "loadtest/"].iter().any(|start| path.starts_with(start));
+    !(outside || path.contains("/tests/") || path.contains("/fuzz/") || path.ends_with("/tests.rs"))
+}
+
+/// Lines that are not comments.
+fn code(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+/// The same, up to the module of tests that ends a file.
+fn code_without_tests(text: &str) -> impl Iterator<Item = &str> {
+    let end = text.find("\n#[cfg(test)]\nmod ").unwrap_or(text.len());
+    code(&text[..end])
+}
+
+/// Whether `name` stands in the line as a word of its own and not in a text.
+fn names(line: &str, name: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + name.len()..]);
+        let in_text = before.matches('"').count() % 2 == 1;
+        !in_text && !before.ends_with(is_word) && !after.starts_with(is_word)
+    })
+}
+
+/// Targets of `[text](target)`.
+fn links(text: &str) -> Vec<String> {
+    let mut fenced = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        if line.trim_start().starts_with("```") {
+            fenced = !fenced;
+        }
+        if fenced {
+            continue;
+        }
+        for (at, _) in line.match_indices("](") {
+            let rest = &line[at + 2..];
+            found.extend(rest.find(')').map(|end| rest[..end].to_owned()));
+        }
+    }
+    found
+}
