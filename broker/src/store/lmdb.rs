@@ -1,1 +1,402 @@
-//! stub
+//! The store on disk: journal and checkpoint.
+//!
+//! ```text
+//! PATH/lock          one process per store
+//! PATH/journal/      segments, see the journal's documentation
+//! PATH/checkpoint/   LMDB, see checkpoint.rs
+//! ```
+//!
+//! Three threads, which sleep while there is nothing to do:
+//!
+//! - the *writer* journals every group that waits, takes its effects into the overlay, and says `Persisted`;
+//! - the *keeper* commits what gathered in the overlay to the checkpoint, at most once a second or per
+//!   [`Options::checkpoint_bytes`], and frees segments;
+//! - the *reader* serves reads of Logs: index from checkpoint and overlay, records from the segments.
+//!
+//! Recovery is the checkpoint with the groups above its `applied_lsn` on top. It writes nothing: what was
+//! replayed is checkpointed like anything else.
+//!
+//! A segment is freed when the checkpoint is beyond it and no index entry points into it: State and facts
+//! live in the checkpoint by then and hold nothing. Rewriting a segment that is mostly dead needs no more
+//! than groups with their old lsns in a new file and the entries that point to it; it is not done yet.
+//!
+//! When a disk or the checkpoint's map is full, groups are refused and everything else goes on. Refusal by
+//! the checkpoint comes late, when the overlay has grown to its bound, because until then nothing depends
+//! on it.
+
+mod checkpoint;
+mod index;
+mod keeper;
+mod overlay;
+mod reader;
+mod writer;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use codec::{Kind, Record};
+
+use self::{
+    checkpoint::{Checkpoint, Facts},
+    overlay::Overlay,
+};
+use super::{
+    LocalFact, LogRecovery, OpenError, Recovered, STRETCH_BYTES, Store, StoreEvent, facts,
+    journal::{Journal, JournalIo, disk::Disk, format::SegmentHeader, scan},
+};
+use crate::core::event::{Group, ReadRequest};
+
+/// How a store is laid out and how often it writes.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Size of a segment; a larger group gets a larger one.
+    pub segment_bytes: u64,
+    /// A checkpoint is due after this much journal, whenever the last one was. Twice as much memory, in
+    /// State and index entries, is what the store keeps before it refuses groups.
+    pub checkpoint_bytes: usize,
+    /// Shortest time between two checkpoints that are due to time.
+    pub checkpoint_every: Duration,
+    /// Address space of the checkpoint at first; it grows by doubling.
+    pub map_bytes: usize,
+    /// Where growing ends.
+    pub map_bytes_max: usize,
+    /// How the journal writes.
+    pub io: JournalIo,
+}
+
+impl Options {
+    /// For a hub: large segments, room for large checkpoints.
+    #[must_use]
+    pub fn hub() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            checkpoint_bytes: 8 << 20,
+            checkpoint_every: Duration::from_secs(1),
+            map_bytes: MAP_BYTES,
+            map_bytes_max: MAP_BYTES_MAX,
+            io: JournalIo::Auto,
+        }
+    }
+
+    /// For a node: small segments, little memory.
+    #[must_use]
+    pub fn node() -> Self {
+        Self { segment_bytes: 8 << 20, checkpoint_bytes: 2 << 20, ..Self::hub() }
+    }
+}
+
+/// A store on disk. Dropping it journals what was submitted, writes a last checkpoint and waits for both.
+#[derive(Debug)]
+pub struct LmdbStore {
+    shared: std::sync::Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
+    reader: Option<JoinHandle<()>>,
+    _lock: File,
+}
+
+/// What the threads and the store's owner share.
+#[derive(Debug)]
+struct Shared {
+    journal_dir: PathBuf,
+    options: Options,
+    checkpoint: Checkpoint,
+    groups: Queue<Group>,
+    reads: Queue<ReadRequest>,
+    events: Events,
+    gathering: Mutex<Gathering>,
+    gathered: Condvar,
+    /// By number; the last one is being written.
+    segments: Mutex<BTreeMap<u64, SegmentHeader>>,
+}
+
+/// The overlay and what writer and keeper say to each other about it.
+#[derive(Debug, Default)]
+struct Gathering {
+    overlay: Overlay,
+    /// Why the last checkpoint failed.
+    failing: Option<String>,
+    /// Write a last checkpoint and end.
+    stop: bool,
+    /// End without a checkpoint, like a process that is killed.
+    #[cfg(test)]
+    abandoned: bool,
+}
+
+/// Opens the store in this folder, or makes it, and says what it holds.
+///
+/// # Errors
+/// See [`OpenError`]. Nothing was changed, except that an unfinished segment was removed.
+pub fn open(path: &Path, options: Options) -> Result<(LmdbStore, Recovered), OpenError> {
+    let disk = Disk::new(options.io).map_err(|source| io_error("set up io_uring for", path, source))?;
+    open_on(path, options, disk)
+}
+
+fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Recovered), OpenError> {
+    let (journal_dir, checkpoint_dir) = (path.join("journal"), path.join("checkpoint"));
+    make_dir(path)?;
+    let lock = lock(path)?;
+    make_dir(&journal_dir)?;
+    make_dir(&checkpoint_dir)?;
+
+    let new_id = getrandom::u64()
+        .and_then(|low| Ok(u128::from(low) | u128::from(getrandom::u64()?) << 64))
+        .map_err(|error| io_error("name the new store", path, io::Error::other(error)))?
+        .to_le_bytes();
+    let (checkpoint, summary) =
+        Checkpoint::open(&checkpoint_dir, options.map_bytes, options.map_bytes_max, new_id)?;
+    sync_dir(&checkpoint_dir)?;
+
+    let mut overlay = Overlay::new(summary.ends);
+    let found = scan::scan(&journal_dir, summary.applied, &mut |found| {
+        overlay.apply(found.lsn, found.place, scan::split(found.records).map(compact));
+    })?;
+    if let Some(alien) = found.segments.iter().find(|segment| segment.store_id != summary.store_id) {
+        let what = "the segment belongs to another checkpoint".to_owned();
+        return Err(OpenError::Corrupt { segment: alien.number, offset: 0, what });
+    }
+    let recovered = recover(&checkpoint, &overlay, found.end.last_lsn)
+        .map_err(|error| OpenError::Checkpoint { path: checkpoint_dir, what: error.to_string() })?;
+    let journal = Journal::new(&journal_dir, summary.store_id, options.segment_bytes, disk, &found.end)
+        .map_err(|source| io_error("open the last segment in", &journal_dir, source))?;
+
+    let shared = std::sync::Arc::new(Shared {
+        journal_dir,
+        options,
+        checkpoint,
+        groups: Queue::default(),
+        reads: Queue::default(),
+        events: Events::default(),
+        gathering: Mutex::new(Gathering { overlay, ..Gathering::default() }),
+        gathered: Condvar::new(),
+        segments: Mutex::new(found.segments.into_iter().map(|segment| (segment.number, segment)).collect()),
+    });
+    let keeper = keeper::Keeper::new(summary.live, summary.applied);
+    let store = LmdbStore {
+        writer: Some(spawn("store-write", path, &shared, move |shared| writer::run(shared, journal))?),
+        keeper: Some(spawn("store-keep", path, &shared, move |shared| keeper.run(shared))?),
+        reader: Some(spawn("store-read", path, &shared, reader::run)?),
+        shared,
+        _lock: lock,
+    };
+    Ok((store, recovered))
+}
+
+impl Store for LmdbStore {
+    fn submit(&mut self, group: Group) {
+        self.shared.groups.push(group);
+    }
+
+    fn read(&mut self, request: ReadRequest) {
+        self.shared.reads.push(request);
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<StoreEvent> {
+        self.shared.events.poll(cx)
+    }
+}
+
+impl Drop for LmdbStore {
+    fn drop(&mut self) {
+        self.shared.reads.close();
+        self.shared.groups.close();
+        join(self.reader.take());
+        join(self.writer.take());
+        lock_of(&self.shared.gathering).stop = true;
+        self.shared.gathered.notify_all();
+        join(self.keeper.take());
+    }
+}
+
+fn join(thread: Option<JoinHandle<()>>) {
+    if thread.is_some_and(|thread| thread.join().is_err()) {
+        tracing::error!("a thread of the store panicked");
+    }
+}
+
+fn spawn(
+    name: &str,
+    path: &Path,
+    shared: &std::sync::Arc<Shared>,
+    body: impl FnOnce(&Shared) + Send + 'static,
+) -> Result<JoinHandle<()>, OpenError> {
+    let shared = std::sync::Arc::clone(shared);
+    let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
+    thread.spawn(move || body(&shared)).map_err(|source| io_error("start a thread for", path, source))
+}
+
+/// Checkpoint and overlay together.
+fn recover(checkpoint: &Checkpoint, overlay: &Overlay, last_lsn: u64) -> checkpoint::Result<Recovered> {
+    let layer = &overlay.active;
+    let Facts { mut sources, mut state, mut locals } = checkpoint.facts()?;
+    sources.extend(layer.sources.iter().map(|(number, (source, _))| (*number, source.clone())));
+    state.extend(layer.state.iter().map(|(key, record)| (key.clone(), record.clone())));
+    for (key, (body, has_value)) in &layer.locals {
+        match facts::local(body) {
+            Some((_, Some(value))) if *has_value => drop(locals.insert(key.clone(), value)),
+            _ => drop(locals.remove(key)),
+        }
+    }
+    let mut logs = Vec::with_capacity(overlay.ends.len());
+    for (source, end) in &overlay.ends {
+        let (_, mut runs, _) = checkpoint.runs(*source, 0, usize::MAX)?;
+        if let Some(changes) = layer.logs.get(source) {
+            changes.apply(&mut runs, overlay::END);
+        }
+        let mut stretches: Vec<(u64, u64)> = Vec::new();
+        for ((start, _), run) in &runs {
+            match stretches.last_mut() {
+                Some((_, bytes)) if *bytes < STRETCH_BYTES => *bytes += u64::from(run.bytes),
+                _ => stretches.push((*start, u64::from(run.bytes))),
+            }
+        }
+        logs.push(LogRecovery {
+            source: *source,
+            first: runs.keys().next().map_or(0, |(start, _)| *start),
+            last: end.last,
+            last_epoch: end.last_epoch,
+            last_crc: end.last_crc,
+            stretches,
+        });
+    }
+    logs.sort_by_key(|log| log.source);
+    Ok(Recovered {
+        last_lsn,
+        sources: sources.into_values().collect(),
+        logs,
+        state: state.into_values().collect(),
+        locals: locals.into_iter().map(|((kind, key), value)| LocalFact { kind, key, value }).collect(),
+    })
+}
+
+/// A record that is kept does not keep the whole group it was read with.
+fn compact(mut record: Record) -> Record {
+    if record.header.kind != Kind::LOG {
+        record.body = Bytes::copy_from_slice(&record.body);
+    }
+    record
+}
+
+fn make_dir(path: &Path) -> Result<(), OpenError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| io_error("make", path, source))?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => Ok(()),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<(), OpenError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|source| io_error("sync", path, source))
+}
+
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let name = path.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&name);
+    let file = file.map_err(|source| io_error("open", &name, source))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked(path.to_owned())),
+        Err(error) => Err(io_error("lock", &name, error.into())),
+    }
+}
+
+fn io_error(doing: &'static str, path: &Path, source: io::Error) -> OpenError {
+    OpenError::Io { doing, path: path.to_owned(), source }
+}
+
+/// A thread of the store that panicked has left nothing half done under a lock: each holds one for a few
+/// lines that move values.
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Work for one thread. The driver bounds it: by `UNPERSISTED_BYTES_MAX`, and by the reads it has open.
+#[derive(Debug)]
+struct Queue<T> {
+    state: Mutex<(VecDeque<T>, bool)>,
+    changed: Condvar,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self { state: Mutex::default(), changed: Condvar::new() }
+    }
+}
+
+impl<T> Queue<T> {
+    fn push(&self, item: T) {
+        lock_of(&self.state).0.push_back(item);
+        self.changed.notify_one();
+    }
+
+    /// What waits is still taken; then [`Queue::take`] returns false.
+    fn close(&self) {
+        lock_of(&self.state).1 = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for work and moves all of it into `into`; false if there will be no more.
+    fn take(&self, into: &mut VecDeque<T>) -> bool {
+        let mut state = lock_of(&self.state);
+        while state.0.is_empty() {
+            if state.1 {
+                return false;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::swap(&mut state.0, into);
+        true
+    }
+}
+
+/// Completions on their way to the driver.
+#[derive(Debug, Default)]
+struct Events {
+    state: Mutex<(VecDeque<StoreEvent>, Option<Waker>)>,
+}
+
+impl Events {
+    fn push(&self, event: StoreEvent) {
+        let mut state = lock_of(&self.state);
+        match (state.0.back_mut(), event) {
+            (Some(StoreEvent::Persisted(last)), StoreEvent::Persisted(lsn)) => *last = lsn,
+            (_, event) => state.0.push_back(event),
+        }
+        let waker = state.1.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<StoreEvent> {
+        let mut state = lock_of(&self.state);
+        if let Some(event) = state.0.pop_front() {
+            return Poll::Ready(event);
+        }
+        state.1 = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// Enough for LMDB's commit and for no large buffer.
+const STACK_BYTES: usize = 256 << 10;
+const MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 4 << 30 } else { 256 << 20 };
+const MAP_BYTES_MAX: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 512 << 20 };
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! The checkpoint: the only file that names LMDB.
+//!
+//! Tables, all of bytes, numbers in keys big-endian so that they sort:
+//!
+//! ```text
+//! meta     name -> format (u32), store id (16 bytes), applied_lsn (u64)
+//! sources  source -> its declare record
+//! state    (source, key) -> record
+//! locals   (kind, key) -> body of the record, which has key and value
+//! index    (source, start, order) -> run, see index.rs
+//! logs     source -> last seq, last epoch, last crc
+//! ```
+//!
+//! A key that LMDB cannot hold is replaced by its hash; the values hold the key itself.
+//!
+//! There is one writer, the checkpoint thread. Read transactions copy what they need and end at once.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use codec::{Kind, Record, RecordHeader};
+use heed::{CommitOrAbort, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls, types};
+use sha2::{Digest, Sha256};
+
+use super::{
+    index::{self, Key, Run, Runs},
+    overlay::{END, Layer, LogChanges, LogEnd},
+};
+use crate::{
+    core::event::Lsn,
+    store::{OpenError, Source, facts, journal::format::FORMAT},
+};
+
+/// What LMDB says.
+pub(super) type Result<T> = heed::Result<T>;
+
+type Table = heed::Database<'static, types::Bytes, types::Bytes>;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    env: Env<WithoutTls>,
+    tables: Tables,
+    /// Read transactions hold it shared, growing the map holds it alone.
+    gate: RwLock<()>,
+    map_bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Tables {
+    meta: Table,
+    sources: Table,
+    state: Table,
+    locals: Table,
+    index: Table,
+    logs: Table,
+}
+
+/// What the store keeps in memory of its checkpoint.
+#[derive(Debug)]
+pub(super) struct Summary {
+    pub(super) store_id: [u8; 16],
+    pub(super) applied: Lsn,
+    pub(super) ends: HashMap<u32, LogEnd>,
+    /// Index entries that point into each segment.
+    pub(super) live: BTreeMap<u64, u64>,
+}
+
+/// The facts of a checkpoint, for recovery.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) sources: BTreeMap<u32, Source>,
+    pub(super) state: BTreeMap<(u32, Bytes), Record>,
+    pub(super) locals: BTreeMap<(Kind, Bytes), Bytes>,
+}
+
+/// How a commit changed the number of index entries that point into segments.
+pub(super) type LiveChanges = BTreeMap<u64, i64>;
+
+/// Why a checkpoint was not written. Nothing of it is there; it can be tried again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommitError {
+    #[error("the checkpoint's map of {0} bytes is full")]
+    MapFull(usize),
+    #[error("checkpoint: {0}")]
+    Lmdb(heed::Error),
+}
+
+impl Checkpoint {
+    /// Opens or creates. `store_id` is for a new one.
+    #[allow(unsafe_code)] // LMDB maps a file into memory
+    pub(super) fn open(
+        path: &Path,
+        map_bytes: usize,
+        map_bytes_max: usize,
+        store_id: [u8; 16],
+    ) -> std::result::Result<(Self, Summary), OpenError> {
+        let fault =
+            |error: heed::Error| OpenError::Checkpoint { path: path.to_owned(), what: error.to_string() };
+        let mut options = EnvOpenOptions::new().read_txn_without_tls();
+        options.map_size(map_bytes).max_dbs(TABLES as u32).max_readers(READERS);
+        // SAFETY: the files are in the store's own folder, whose lock this process holds, and nothing else
+        // in this process writes to them or opens them.
+        let env = unsafe { options.open(path) }.map_err(fault)?;
+        let tables = Tables::create(&env).map_err(fault)?;
+        let checkpoint = Self { env, tables, gate: RwLock::new(()), map_bytes_max };
+        checkpoint.check_format(path, store_id)?;
+        let summary = checkpoint.summary().map_err(fault)?;
+        Ok((checkpoint, summary))
+    }
+
+    fn check_format(&self, path: &Path, store_id: [u8; 16]) -> std::result::Result<(), OpenError> {
+        let fault =
+            |error: heed::Error| OpenError::Checkpoint { path: path.to_owned(), what: error.to_string() };
+        let mut txn = self.env.write_txn().map_err(fault)?;
+        match self.tables.meta.get(&txn, META_FORMAT).map_err(fault)? {
+            Some(raw) if *raw == FORMAT.to_be_bytes() => Ok(()),
+            Some(raw) => {
+                let found = raw.try_into().map_or(0, u32::from_be_bytes);
+                Err(OpenError::Format { path: PathBuf::from(path), found, known: FORMAT })
+            }
+            None => {
+                let meta = self.tables.meta;
+                meta.put(&mut txn, META_FORMAT, &FORMAT.to_be_bytes())
+                    .and_then(|()| meta.put(&mut txn, META_STORE_ID, &store_id))
+                    .and_then(|()| txn.commit())
+                    .map_err(fault)
+            }
+        }
+    }
+
+    fn summary(&self) -> Result<Summary> {
+        let txn = self.env.read_txn()?;
+        let mut ends = HashMap::new();
+        for row in self.tables.logs.iter(&txn)? {
+            let (mut key, value) = row?;
+            ends.extend((key.len() == 4).then(|| (key.get_u32(), decode_end(value))));
+        }
+        let mut live = BTreeMap::new();
+        for row in self.tables.index.iter(&txn)? {
+            if let Some(run) = Run::decode(row?.1) {
+                *live.entry(run.place.segment).or_default() += 1;
+            }
+        }
+        let store_id = self.tables.meta.get(&txn, META_STORE_ID)?.and_then(|raw| raw.try_into().ok());
+        Ok(Summary { store_id: store_id.unwrap_or_default(), applied: self.applied(&txn)?, ends, live })
+    }
+
+    fn applied(&self, txn: &RoTxn<'_, WithoutTls>) -> Result<Lsn> {
+        let raw = self.tables.meta.get(txn, META_APPLIED)?;
+        Ok(raw.and_then(|raw| raw.try_into().ok()).map_or(0, Lsn::from_be_bytes))
+    }
+
+    /// All sources, State and facts.
+    pub(super) fn facts(&self) -> Result<Facts> {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let txn = self.env.read_txn()?;
+        let mut facts = Facts::default();
+        for row in self.tables.sources.iter(&txn)? {
+            let declared = decode_record(row?.1).and_then(|record| facts::declared(&record));
+            facts.sources.extend(declared.map(|source| (source.number, source)));
+        }
+        for row in self.tables.state.iter(&txn)? {
+            let Some(record) = decode_record(row?.1) else { continue };
+            let key = facts::state_key(&record);
+            facts.state.extend(key.map(|key| ((record.header.source, key), record)));
+        }
+        for row in self.tables.locals.iter(&txn)? {
+            let (key, body) = row?;
+            let kind = key.first().map(|kind| Kind(*kind));
+            if let (Some(kind), Some((key, Some(value)))) =
+                (kind, facts::local(&Bytes::copy_from_slice(body)))
+            {
+                facts.locals.insert((kind, key), value);
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Index entries of a Log from the one that reaches `from` on, at most `limit` and one; the key from
+    /// which on there may be more; and the lsn up to which all is in.
+    pub(super) fn runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let txn = self.env.read_txn()?;
+        let mut runs = self.reaching(&txn, source, from)?;
+        let more = self.page(&txn, source, (from, facts::EMPTY), END, limit)?;
+        let until =
+            if more.len() < limit { END } else { more.last_key_value().map_or(END, |(key, _)| after(*key)) };
+        runs.extend(more);
+        Ok((self.applied(&txn)?, runs, until))
+    }
+
+    /// The entry in front of this seq, which may reach over it.
+    fn reaching(&self, txn: &RoTxn<'_, WithoutTls>, source: u32, from: u64) -> Result<Runs> {
+        let found = self.tables.index.get_lower_than(txn, &index_key(source, (from, facts::EMPTY)))?;
+        Ok(found.and_then(|row| decode_run(source, row)).into_iter().collect())
+    }
+
+    /// At most `limit` entries of a Log in `from..to`.
+    fn page(
+        &self,
+        txn: &RoTxn<'_, WithoutTls>,
+        source: u32,
+        from: Key,
+        to: Key,
+        limit: usize,
+    ) -> Result<Runs> {
+        let (from, to) = (index_key(source, from), index_key(source, to));
+        let range = (Bound::Included(&from[..]), Bound::Excluded(&to[..]));
+        let rows = self.tables.index.range(txn, &range)?.take(limit);
+        rows.filter_map(|row| row.map(|row| decode_run(source, row)).transpose()).collect()
+    }
+
+    /// Writes a layer and the lsn up to which all is in, in one synced transaction. Grows the map if that
+    /// is what it takes.
+    pub(super) fn commit(&self, layer: &Layer) -> std::result::Result<LiveChanges, CommitError> {
+        loop {
+            match self.try_commit(layer) {
+                Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
+                result => return result.map_err(CommitError::Lmdb),
+            }
+        }
+    }
+
+    #[allow(unsafe_code)] // LMDB trusts its caller to have no transaction open
+    fn grow(&self) -> std::result::Result<(), CommitError> {
+        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let map_bytes = self.env.info().map_size;
+        let wanted = map_bytes.saturating_mul(2).min(self.map_bytes_max);
+        if wanted <= map_bytes {
+            return Err(CommitError::MapFull(map_bytes));
+        }
+        // SAFETY: every read transaction is opened and ended under a shared lock of `gate`, which this
+        // function holds alone, and the only writer is the caller, whose transaction has ended.
+        unsafe { self.env.resize(wanted) }.map_err(CommitError::Lmdb)
+    }
+
+    fn try_commit(&self, layer: &Layer) -> Result<LiveChanges> {
+        let mut txn = self.env.write_txn()?;
+        let mut live = LiveChanges::new();
+        let tables = &self.tables;
+        for (source, (_, record)) in &layer.sources {
+            tables.sources.put(&mut txn, &source.to_be_bytes(), &encode_record(record))?;
+        }
+        for ((source, key), record) in &layer.state {
+            tables.state.put(&mut txn, &bounded_key(&source.to_be_bytes(), key), &encode_record(record))?;
+        }
+        for ((kind, key), (body, has_value)) in &layer.locals {
+            let key = bounded_key(&[kind.0], key);
+            if *has_value {
+                tables.locals.put(&mut txn, &key, body)?;
+            } else {
+                tables.locals.delete(&mut txn, &key)?;
+            }
+        }
+        for (source, changes) in &layer.logs {
+            self.commit_log(&mut txn, *source, changes, &mut live)?;
+        }
+        tables.meta.put(&mut txn, META_APPLIED, &layer.last_lsn.to_be_bytes())?;
+        txn.commit()?;
+        Ok(live)
+    }
+
+    fn commit_log(
+        &self,
+        txn: &mut RwTxn<'_>,
+        source: u32,
+        changes: &LogChanges,
+        live: &mut LiveChanges,
+    ) -> Result<()> {
+        let mut at = (0, facts::EMPTY);
+        loop {
+            let below = self.page(txn, source, at, (changes.first, facts::EMPTY), PAGE)?;
+            let Some((last, _)) = below.last_key_value() else { break };
+            at = after(*last);
+            let mut kept = below.clone();
+            index::raise(&mut kept, changes.first);
+            self.replace(txn, source, &below, &kept, live)?;
+        }
+        for (from, to) in &changes.cuts {
+            let mut touched = self.reaching(txn, source, *from)?;
+            if from <= to {
+                let end = after((*to, facts::FULL));
+                touched.extend(self.page(txn, source, (*from, facts::EMPTY), end, usize::MAX)?);
+            }
+            let mut kept = touched.clone();
+            index::cut(&mut kept, *from, *to);
+            self.replace(txn, source, &touched, &kept, live)?;
+        }
+        for (key, run) in &changes.runs {
+            let key = index_key(source, *key);
+            if let Some(old) = self.tables.index.get(txn, &key)?.and_then(Run::decode) {
+                *live.entry(old.place.segment).or_default() -= 1;
+            }
+            *live.entry(run.place.segment).or_default() += 1;
+            self.tables.index.put(txn, &key, &run.encode())?;
+        }
+        self.tables.logs.put(txn, &source.to_be_bytes(), &encode_end(&changes.end))
+    }
+
+    fn replace(
+        &self,
+        txn: &mut RwTxn<'_>,
+        source: u32,
+        old: &Runs,
+        new: &Runs,
+        live: &mut LiveChanges,
+    ) -> Result<()> {
+        for (key, run) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
+            self.tables.index.delete(txn, &index_key(source, *key))?;
+            *live.entry(run.place.segment).or_default() -= 1;
+        }
+        for (key, run) in new.iter().filter(|(key, run)| old.get(*key) != Some(*run)) {
+            self.tables.index.put(txn, &index_key(source, *key), &run.encode())?;
+            if !old.contains_key(key) {
+                *live.entry(run.place.segment).or_default() += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Tables {
+    fn create(env: &Env<WithoutTls>) -> Result<Self> {
+        let txn = env.write_txn()?;
+        let made = env.create_databases_and_commit(txn, |databases, txn| {
+            let mut create = |name| databases.create_database::<types::Bytes, types::Bytes>(txn, Some(name));
+            let tables: [_; TABLES] = [
+                create("meta")?,
+                create("sources")?,
+                create("state")?,
+                create("locals")?,
+                create("index")?,
+                create("logs")?,
+            ];
+            Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(tables))
+        })?;
+        let [meta, sources, state, locals, index, logs] = made.unwrap_commit();
+        Ok(Self { meta, sources, state, locals, index, logs })
+    }
+}
+
+fn after((start, order): Key) -> Key {
+    (start, order + 1)
+}
+
+fn index_key(source: u32, (start, order): Key) -> [u8; 13] {
+    let mut raw = [0; 13];
+    let mut out = &mut raw[..];
+    out.put_u32(source);
+    out.put_u64(start);
+    out.put_u8(order);
+    raw
+}
+
+/// `None` if the entry is of another Log.
+fn decode_run(source: u32, (mut key, value): (&[u8], &[u8])) -> Option<(Key, Run)> {
+    if key.len() != 13 || key.get_u32() != source {
+        return None;
+    }
+    Some(((key.get_u64(), key.get_u8()), Run::decode(value)?))
+}
+
+fn bounded_key(prefix: &[u8], key: &[u8]) -> Vec<u8> {
+    let mut out = prefix.to_vec();
+    if key.len() <= KEY_MAX {
+        out.extend_from_slice(key);
+    } else {
+        out.extend_from_slice(&key[..KEY_MAX]);
+        out.extend_from_slice(&Sha256::digest(key));
+    }
+    out
+}
+
+fn encode_record(record: &Record) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(record.wire_len());
+    let body_len = u32::try_from(record.body.len()).expect("bodies are bounded by FRAME_MAX");
+    raw.extend_from_slice(&record.header.encode(body_len));
+    raw.extend_from_slice(&record.body);
+    raw
+}
+
+fn decode_record(raw: &[u8]) -> Option<Record> {
+    let (header, body) = raw.split_first_chunk::<{ RecordHeader::LEN }>()?;
+    Some(Record { header: RecordHeader::decode(header).0, body: Bytes::copy_from_slice(body) })
+}
+
+fn encode_end(end: &LogEnd) -> [u8; 20] {
+    let mut raw = [0; 20];
+    let mut out = &mut raw[..];
+    out.put_u64(end.last);
+    out.put_u64(end.last_epoch);
+    out.put_u32(end.last_crc);
+    raw
+}
+
+fn decode_end(mut raw: &[u8]) -> LogEnd {
+    if raw.len() != 20 {
+        return LogEnd::default();
+    }
+    LogEnd { last: raw.get_u64(), last_epoch: raw.get_u64(), last_crc: raw.get_u32() }
+}
+
+const TABLES: usize = 6;
+/// The reader thread, the checkpoint thread, recovery, and room.
+const READERS: u32 = 8;
+const META_FORMAT: &[u8] = b"format";
+const META_STORE_ID: &[u8] = b"store id";
+const META_APPLIED: &[u8] = b"applied lsn";
+/// Bytes of a key besides its prefix; LMDB takes 1 900 and more with longer-keys.
+const KEY_MAX: usize = 1536;
+/// Index entries looked at together when a Log's first seq is raised.
+const PAGE: usize = 1024;

@@ -1,0 +1,100 @@
+//! The thread on the acknowledgement path: journals groups, then says so.
+
+use std::collections::VecDeque;
+
+use super::{Shared, lock_of};
+use crate::{
+    core::event::{Group, Lsn},
+    store::{
+        StoreEvent,
+        journal::{Journal, Place, format::SegmentHeader},
+    },
+};
+
+/// Takes whatever waits, until there will be no more.
+pub(super) fn run(shared: &Shared, journal: Journal) {
+    let mut writer = Writer { shared, journal, places: Vec::new(), opened: Vec::new() };
+    let mut waiting = VecDeque::new();
+    while shared.groups.take(&mut waiting) {
+        writer.write(&mut waiting);
+    }
+}
+
+struct Writer<'a> {
+    shared: &'a Shared,
+    journal: Journal,
+    places: Vec<Place>,
+    opened: Vec<SegmentHeader>,
+}
+
+impl Writer<'_> {
+    /// Journals the groups and leaves `waiting` empty.
+    fn write(&mut self, waiting: &mut VecDeque<Group>) {
+        self.drop_refused(waiting);
+        let Some(first) = waiting.front() else { return };
+        if let Err(reason) = self.wait_for_room() {
+            let lsn = first.lsn;
+            waiting.clear();
+            return self.refuse(lsn, reason);
+        }
+        let result = self.journal.append(waiting.make_contiguous(), &mut self.places, &mut self.opened);
+        self.publish(waiting);
+        waiting.clear();
+        if let Err(error) = result {
+            self.refuse(error.lsn, error.source.to_string());
+        }
+    }
+
+    /// A group above the next lsn was submitted before the refusal of an earlier one was seen: it was
+    /// refused with that one.
+    fn drop_refused(&self, waiting: &mut VecDeque<Group>) {
+        let mut next = self.journal.next_lsn();
+        waiting.retain(|group| {
+            let follows = group.lsn == next;
+            next += Lsn::from(follows);
+            follows
+        });
+    }
+
+    /// Waits for the keeper if the overlay has reached its bound.
+    fn wait_for_room(&self) -> Result<(), String> {
+        let cost_max = 2 * self.shared.options.checkpoint_bytes;
+        let gathering = lock_of(&self.shared.gathering);
+        let full = |gathering: &mut super::Gathering| {
+            gathering.overlay.active.cost > cost_max && gathering.failing.is_none()
+        };
+        let gathering = self
+            .shared
+            .gathered
+            .wait_while(gathering, full)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match &gathering.failing {
+            Some(reason) if gathering.overlay.active.cost > cost_max => Err(reason.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the effects of the groups that were written into the overlay, then says `Persisted`: in this
+    /// order, so that whoever knows of a group can read it.
+    fn publish(&mut self, groups: &mut VecDeque<Group>) {
+        let opened = self.opened.drain(..).map(|segment| (segment.number, segment));
+        lock_of(&self.shared.segments).extend(opened);
+        if self.places.is_empty() {
+            return;
+        }
+        let mut last = 0;
+        let mut gathering = lock_of(&self.shared.gathering);
+        for (place, group) in self.places.drain(..).zip(groups.drain(..)) {
+            last = group.lsn;
+            gathering.overlay.apply(group.lsn, place, group.records);
+        }
+        drop(gathering);
+        self.shared.gathered.notify_all();
+        self.shared.events.push(StoreEvent::Persisted(last));
+    }
+
+    fn refuse(&self, lsn: Lsn, reason: String) {
+        tracing::warn!(lsn, reason, "the store refuses groups");
+        self.shared.events.push(StoreEvent::Refused { lsn, reason });
+    }
+}
