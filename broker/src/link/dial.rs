@@ -379,3 +379,97 @@ async fn connect(quic: &QuicDialler, hub: &str, patience: Duration) -> Result<(Q
 
 /// Addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dialling() -> (Dialling, mpsc::Receiver<(u64, News)>) {
+        let (handle, _inputs, _outboxes) = Handle::new();
+        let (news, receiver) = mpsc::channel(NEWS_WAITING);
+        let dialler = Dialler {
+            // Nobody answers there.
+            hubs: vec!["192.0.2.1:10001".into(), "192.0.2.2:10001".into()],
+            quic: crate::link::tests::quic::some_dialler(),
+            broker: handle,
+            params: Arc::default(),
+            backoff: Backoff::default(),
+            counters: Arc::default(),
+            links: Arc::default(),
+            streams: None,
+            tasks: Tasks::new(),
+            network_changed: Arc::default(),
+        };
+        let (status, _watching) = Dialler::status();
+        let dialling = Dialling { dialler, status, attempts: Vec::new(), next_at: None, started: 0, news };
+        (dialling, receiver)
+    }
+
+    const WELCOMED: News = News::Progress(Progress { welcomed: true, suspect: false });
+    const SUSPECT: News = News::Progress(Progress { welcomed: true, suspect: true });
+
+    /// A link that was live and is suspect, and the attempt that shall replace it.
+    fn suspect() -> (Dialling, mpsc::Receiver<(u64, News)>) {
+        let (mut dialling, receiver) = dialling();
+        dialling.dial();
+        dialling.on_news(1, News::Connected);
+        dialling.on_news(1, WELCOMED);
+        assert_eq!(dialling.status.borrow().state, State::Live);
+        assert_eq!(dialling.next_at, None);
+        dialling.on_news(1, SUSPECT);
+        assert!(dialling.status.borrow().suspect);
+        assert!(dialling.next_at.is_some_and(|at| at <= Instant::now()), "at once");
+        dialling.dial();
+        (dialling, receiver)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_link_stays_until_its_replacement_is_welcomed() {
+        let (mut dialling, _news) = suspect();
+        let old = dialling.attempts[0].stop.clone();
+        dialling.on_news(2, News::Connected);
+        assert!(!old.is_cancelled());
+        assert_eq!(dialling.status.borrow().state, State::Live);
+        dialling.on_news(2, WELCOMED);
+        assert!(old.is_cancelled());
+        assert_eq!(dialling.attempts.len(), 1);
+        let status = dialling.status.borrow().clone();
+        assert_eq!((status.state, &*status.hub, status.suspect), (State::Live, "192.0.2.2:10001", false));
+        assert_eq!(dialling.next_at, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_link_outlives_a_replacement_that_fails() {
+        let (mut dialling, _news) = suspect();
+        dialling.on_news(2, News::Failed("no answer".into()));
+        assert!(!dialling.attempts[0].stop.is_cancelled());
+        assert_eq!(dialling.status.borrow().state, State::Live);
+        assert!(dialling.next_at.is_some(), "tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_that_dies_at_once_does_not_reset_the_back_off() {
+        let (mut dialling, _news) = dialling();
+        for number in 1..=5 {
+            dialling.dial();
+            dialling.on_news(number, News::Connected);
+            dialling.on_news(number, News::Failed("closed".into()));
+            assert_eq!(dialling.status.borrow().state, State::Backoff);
+        }
+        assert_eq!(dialling.dialler.backoff.attempts, 5);
+        dialling.dial();
+        dialling.on_news(6, WELCOMED);
+        assert_eq!(dialling.dialler.backoff.attempts, 0);
+    }
+
+    #[test]
+    fn delays_are_spread_below_a_bound_that_doubles_to_its_cap() {
+        let mut backoff = Backoff::default();
+        let bounds_ms = [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000];
+        for bound_ms in bounds_ms {
+            assert!(backoff.next() <= Duration::from_millis(bound_ms));
+        }
+        let late: Vec<_> = (0..100).map(|_| backoff.next()).collect();
+        assert!(late.iter().max() > late.iter().min().map(|least| *least + Duration::from_secs(10)).as_ref());
+    }
+}

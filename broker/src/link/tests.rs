@@ -1,6 +1,6 @@
 //! Two links, or a link and a peer that behaves badly, with the test playing the broker's driver.
 
-mod quic;
+pub(super) mod quic;
 
 use std::collections::VecDeque;
 
@@ -488,7 +488,7 @@ async fn unknown_record_kinds_are_skipped() {
         body: Bytes::from_static(b"?"),
     };
     let mut lane = bare.peer.open(Class::State).await.unwrap();
-    lane.write(batch(&[future.clone()])).await.unwrap();
+    lane.write(batch(std::slice::from_ref(&future))).await.unwrap();
     lane.write(batch(&[future, record(Class::State, 1, 1)])).await.unwrap();
     assert_eq!(bare.hub.received().await, [record(Class::State, 1, 1)]);
 }

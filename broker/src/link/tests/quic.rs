@@ -72,6 +72,11 @@ fn listen(credentials: Credentials) -> (QuicListener, SocketAddr) {
     (listener, address)
 }
 
+/// A dialler of node edge-1 under a CA of its own.
+pub(in crate::link) fn some_dialler() -> QuicDialler {
+    dialler(Ca::new().issue(NODE))
+}
+
 fn dialler(credentials: Credentials) -> QuicDialler {
     QuicDialler::new(Arc::new(tls::dialler(credentials, "tier-1").unwrap()), Shape::NODE).unwrap()
 }
