@@ -356,7 +356,7 @@ async fn the_authorizer_is_asked_at_every_session_start_and_its_refusal_reaches_
     let refusal = proto::Refusal { reason: 7, message: "generation 4 is current".into(), retry_after_ms: 1 };
     let refusing = hub(ca.issue(HUB), Some(refusal));
     let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![refusing.address.to_string()]);
-    // Handshakes after the first resume: the authorizer is asked all the same.
+    // Handshakes after the first may resume: the authorizer is asked all the same.
     let seen = until(&mut status, |_| refusing.asked.load(Relaxed) >= 3).await;
     assert!(seen.last_error.unwrap().contains("generation 4 is current"));
     assert_ne!(seen.state, State::Live);
