@@ -3,13 +3,14 @@
 use std::{
     fs::File,
     io,
-    ops::{ControlFlow, RangeInclusive},
+    ops::RangeInclusive,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
 use bytes::{Bytes, BytesMut};
 use codec::{Record, RecordHeader};
+use rustix::fs::SeekFrom;
 
 use super::{
     End, Place, disk,
@@ -194,11 +195,11 @@ impl Walk {
         // No more groups than fit; keeps payloads from being taken for headers.
         let later = next + 1..=next + self.size / GroupHeader::LEN as u64;
         let mut clean = true;
-        let mut offset = end;
+        let mut offset = self.next_data(end);
         while offset < self.size {
             let page = (self.size - offset).min(PAGE);
             if self.get(offset, page as usize)?.is_some_and(|page| page.iter().all(|byte| *byte == 0)) {
-                offset += page;
+                offset = self.next_data(offset + page);
                 continue;
             }
             clean = false;
@@ -216,6 +217,15 @@ impl Walk {
             offset += page;
         }
         Ok(clean)
+    }
+
+    /// Skips space that was reserved and never written, which need not be read to be known as zeros.
+    fn next_data(&self, offset: u64) -> u64 {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => offset.max(data & !7),
+            Err(rustix::io::Errno::NXIO) => self.size,
+            Err(_) => offset,
+        }
     }
 
     fn get(&mut self, offset: u64, len: usize) -> Result<Option<&[u8]>, OpenError> {
@@ -252,13 +262,13 @@ const WINDOW: usize = 64 << 10;
 const PAGE: u64 = 4096;
 
 /// Reads the whole groups in `len` bytes at `offset` of a segment, checks each, and hands `visit` every
-/// record until it breaks. The records share one buffer.
+/// record. The records share one buffer.
 pub(crate) fn read_groups(
     file: &File,
     salt: u64,
     offset: u64,
     len: usize,
-    visit: &mut dyn FnMut(Record) -> ControlFlow<()>,
+    visit: &mut dyn FnMut(Record),
 ) -> io::Result<()> {
     let mut buffer = BytesMut::zeroed(len);
     file.read_exact_at(&mut buffer, offset)?;
@@ -277,11 +287,7 @@ pub(crate) fn read_groups(
         if crc32c::crc32c_append(group.crc_seed(salt), &records) != group.crc {
             return Err(damaged());
         }
-        for record in split(records) {
-            if visit(record).is_break() {
-                return Ok(());
-            }
-        }
+        split(records).for_each(&mut *visit);
         left = left.slice(group.total_len() as usize..);
     }
     Ok(())

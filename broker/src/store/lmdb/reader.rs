@@ -114,7 +114,6 @@ impl Files<'_> {
                     picked.push(record);
                 }
             }
-            ControlFlow::Continue(())
         })?;
         if picked.iter().map(Record::wire_len).sum::<usize>() < len / 4 {
             for record in &mut picked {

@@ -51,6 +51,9 @@ impl Writer<'_> {
         let mut next = self.journal.next_lsn();
         waiting.retain(|group| {
             let follows = group.lsn == next;
+            if group.lsn < next {
+                tracing::error!(lsn = group.lsn, next, "a group was submitted twice");
+            }
             next += Lsn::from(follows);
             follows
         });
