@@ -272,7 +272,7 @@ impl Config {
             export: read_exchange(EXPORT, default_export(role), &mut layers),
             import: read_exchange(IMPORT, default_import(role), &mut layers),
             limits: read_limits(&mut layers),
-            log: read_log(&mut layers),
+            log: read_log(role, &mut layers),
             data,
         };
         config.check_anonymous(&mut layers);
@@ -402,7 +402,8 @@ fn websocket(text: &str) -> Result<Option<SocketAddr>, String> {
 
 fn read_auth(role: Role, layers: &mut Layers) -> Auth {
     let users = layers.take(USERS, path);
-    let anonymous = layers.take(ANONYMOUS, units::boolean).unwrap_or(role == Role::Dev && users.is_none());
+    let anonymous =
+        layers.take(ANONYMOUS, units::boolean).unwrap_or_else(|| role == Role::Dev && users.is_none());
     Auth { users, anonymous }
 }
 
@@ -506,7 +507,9 @@ fn within(min: Duration, max: Duration) -> impl Fn(&str) -> Result<Duration, Str
     }
 }
 
-fn read_log(layers: &mut Layers) -> Log {
+/// In dev the terminal belongs to the lines to try: only what needs attention is logged there.
+fn read_log(role: Role, layers: &mut Layers) -> Log {
+    let level = if role == Role::Dev { "warn" } else { "info" };
     let format = |text: &str| match text {
         "auto" => Ok(LogFormat::Auto),
         "text" => Ok(LogFormat::Text),
@@ -514,7 +517,7 @@ fn read_log(layers: &mut Layers) -> Log {
         _ => Err("not a format; write \"auto\", \"text\" or \"json\"".to_owned()),
     };
     Log {
-        level: layers.take(LOG_LEVEL, crate::logging::check_level).unwrap_or_else(|| "info".to_owned()),
+        level: layers.take(LOG_LEVEL, crate::logging::check_level).unwrap_or_else(|| level.to_owned()),
         format: layers.take(LOG_FORMAT, format).unwrap_or(LogFormat::Auto),
     }
 }

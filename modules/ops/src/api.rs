@@ -1,0 +1,368 @@
+//! What the admin socket speaks: the types of both its ends, and the lines of streams.
+//!
+//! Streams are NDJSON: one JSON object a line. [`Entry`] is a line of a Log; offline readers of a data
+//! folder print the same lines.
+
+use ::base64::{DecodeError, Engine, prelude::BASE64_STANDARD};
+use broker::event::{Condition, LogInfo, SessionInfo};
+use codec::{FrameView, Kind, Record, proto};
+use serde::{Deserialize, Serialize};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// One line of a Log: a record, or a gap where records were removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Entry {
+    /// Removed records, or a change of epoch.
+    Gap(GapEntry),
+    /// A record.
+    Record(RecordEntry),
+}
+
+/// A record of a Log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordEntry {
+    /// Whose; empty is the tier.
+    pub node: String,
+    /// Stream.
+    pub stream: String,
+    /// Epoch, 16 hexadecimal digits.
+    pub epoch: String,
+    /// Sequence number.
+    pub seq: u64,
+    /// When it entered the bus, RFC 3339.
+    pub time: String,
+    /// Topic relative to its node.
+    pub topic: String,
+    /// Payload, base64.
+    pub payload: String,
+}
+
+/// A gap record of a Log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapEntry {
+    /// What is missing.
+    pub gap: Gap,
+    /// Whose; empty is the tier.
+    pub node: String,
+    /// Stream.
+    pub stream: String,
+    /// Epoch, 16 hexadecimal digits: for a change of epoch, the new one.
+    pub epoch: String,
+    /// Last seq that it covers.
+    pub seq: u64,
+}
+
+/// The removed stretch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// First seq.
+    pub from: u64,
+    /// Last seq; below `from` when nothing was removed.
+    pub to: u64,
+    /// How many records were removed.
+    pub count: u64,
+    /// `drop-oldest`, `thinned`, `expired`, `epoch-change`, `corruption`.
+    pub reason: String,
+}
+
+impl Entry {
+    /// The line of a record of a Log; `None` for kinds that are neither record nor gap, and for a frame
+    /// that cannot be read.
+    #[must_use]
+    pub fn of(record: &Record, node: &str, stream: &str) -> Option<Self> {
+        let (node, stream, seq) = (node.to_owned(), stream.to_owned(), record.header.seq);
+        let epoch = format!("{:016x}", record.header.epoch);
+        if record.header.kind == Kind::GAP {
+            let gap = prost_gap(&record.body)?;
+            return Some(Self::Gap(GapEntry { gap, node, stream, epoch, seq }));
+        }
+        if record.header.kind != Kind::LOG {
+            return None;
+        }
+        let frame = FrameView::parse(&record.body).ok()?;
+        Some(Self::Record(RecordEntry {
+            node,
+            stream,
+            epoch,
+            seq,
+            time: rfc3339(frame.time_us()),
+            topic: frame.topic().to_owned(),
+            payload: base64(frame.payload()),
+        }))
+    }
+
+    /// Its topic; a gap has none.
+    #[must_use]
+    pub fn topic(&self) -> Option<&str> {
+        match self {
+            Self::Record(record) => Some(&record.topic),
+            Self::Gap(_) => None,
+        }
+    }
+}
+
+fn prost_gap(body: &[u8]) -> Option<Gap> {
+    let gap = <proto::Gap as prost::Message>::decode(body).ok()?;
+    let reason = match gap.reason() {
+        proto::GapReason::DropOldest => "drop-oldest",
+        proto::GapReason::Thinned => "thinned",
+        proto::GapReason::Expired => "expired",
+        proto::GapReason::EpochChange => "epoch-change",
+        proto::GapReason::Corruption => "corruption",
+        proto::GapReason::Unspecified => "unspecified",
+    };
+    Some(Gap { from: gap.from, to: gap.to, count: gap.count, reason: reason.to_owned() })
+}
+
+/// Where to begin reading a stream: `[EPOCH:]SEQ`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The epoch that the seq was seen in, if the reader wants it checked.
+    pub epoch: Option<u64>,
+    /// First seq wanted.
+    pub seq: u64,
+}
+
+impl std::str::FromStr for Start {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "not [EPOCH:]SEQ, for example 17 or 00c0ffee00c0ffee:17".to_owned();
+        let (epoch, seq) = match text.split_once(':') {
+            Some((epoch, seq)) if (1..=16).contains(&epoch.len()) => {
+                (Some(u64::from_str_radix(epoch, 16).map_err(|_| wrong())?), seq)
+            }
+            Some(_) => return Err(wrong()),
+            None => (None, text),
+        };
+        Ok(Self { epoch, seq: seq.parse().map_err(|_| wrong())? })
+    }
+}
+
+/// A Log, as `GET /v1/logs` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRow {
+    /// Whose; empty is the tier.
+    pub node: String,
+    /// Stream.
+    pub stream: String,
+    /// Class.
+    pub class: String,
+    /// Current epoch, 16 hexadecimal digits.
+    pub epoch: String,
+    /// Oldest kept seq.
+    pub first: u64,
+    /// Seq of the next append.
+    pub next: u64,
+    /// Bytes kept.
+    pub bytes: u64,
+}
+
+impl From<&LogInfo> for LogRow {
+    fn from(log: &LogInfo) -> Self {
+        Self {
+            node: log.origin.to_string(),
+            stream: log.stream.to_string(),
+            class: log.class.as_str().to_owned(),
+            epoch: format!("{:016x}", log.epoch),
+            first: log.first,
+            next: log.next,
+            bytes: log.bytes,
+        }
+    }
+}
+
+/// A session, as `GET /v1/sessions` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// Number within this process's life.
+    pub session: u64,
+    /// `mqtt`, `nats`, `internal`, `link`.
+    pub kind: String,
+    /// Client id or peer name.
+    pub name: String,
+    /// Connected, or kept for a client that is away.
+    pub connected: bool,
+    /// For a link: whether hello and welcome are through.
+    pub established: bool,
+    /// Subscriptions.
+    pub subscriptions: usize,
+    /// Bytes in its queue.
+    pub queued_bytes: usize,
+}
+
+impl From<&SessionInfo> for SessionRow {
+    fn from(info: &SessionInfo) -> Self {
+        Self {
+            session: info.session.0,
+            kind: info.kind.to_owned(),
+            name: info.name.to_string(),
+            connected: info.connected,
+            established: info.established,
+            subscriptions: info.subscriptions,
+            queued_bytes: info.queued_bytes,
+        }
+    }
+}
+
+/// A standing condition, as `GET /v1/conditions` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConditionRow {
+    /// `DuplicateIdentity`, ...
+    pub kind: String,
+    /// What it is about.
+    pub subject: String,
+    /// What happened and what to do.
+    pub message: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+}
+
+impl From<&Condition> for ConditionRow {
+    fn from(condition: &Condition) -> Self {
+        Self {
+            kind: condition.kind.to_owned(),
+            subject: condition.subject.clone(),
+            message: condition.message.clone(),
+            since: rfc3339(condition.since_us),
+        }
+    }
+}
+
+/// A State entry, as `GET /v1/state` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRow {
+    /// Key within its space.
+    pub key: String,
+    /// Incarnation of its origin, 16 hexadecimal digits.
+    pub incarnation: String,
+    /// Origin revision.
+    pub revision: u64,
+    /// Time of the change, RFC 3339.
+    pub time: String,
+    /// Value, base64.
+    pub value: String,
+}
+
+impl From<&broker::event::StateEntry> for StateRow {
+    fn from(entry: &broker::event::StateEntry) -> Self {
+        Self {
+            key: entry.key.clone(),
+            incarnation: format!("{:016x}", entry.incarnation),
+            revision: entry.revision,
+            time: rfc3339(entry.time_us),
+            value: base64(&entry.value()),
+        }
+    }
+}
+
+/// A message, as `GET /v1/subscribe` streams it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageRow {
+    /// Whose; empty is the tier.
+    pub node: String,
+    /// Topic relative to its node.
+    pub topic: String,
+    /// When it entered the bus, RFC 3339.
+    pub time: String,
+    /// Payload, base64.
+    pub payload: String,
+    /// A retained message that was there before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retained: bool,
+}
+
+/// What went wrong, in the body of every answer that is not 2xx.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What it is, and what to do.
+    pub error: String,
+}
+
+/// RFC 3339 with microseconds, in UTC.
+#[must_use]
+pub fn rfc3339(micros: u64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(micros) * 1_000)
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| "out of range".to_owned())
+}
+
+/// The text of a base64 field of a row.
+#[must_use]
+pub fn base64(bytes: &[u8]) -> String {
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// The bytes of a base64 field of a row.
+///
+/// # Errors
+/// The text is not base64: the other side is not what it should be.
+pub fn payload(text: &str) -> Result<Vec<u8>, DecodeError> {
+    BASE64_STANDARD.decode(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use codec::{Class, Flags, RecordHeader};
+    use prost::Message;
+
+    use super::*;
+
+    fn record(kind: Kind, body: Vec<u8>) -> Record {
+        let header = RecordHeader {
+            kind,
+            class: Class::Telemetry as u8,
+            flags: Flags::default(),
+            source: 1,
+            epoch: 0xc0ffee,
+            seq: 9,
+            aux: 0,
+        };
+        Record { header, body: Bytes::from(body) }
+    }
+
+    #[test]
+    fn a_record_is_one_json_line_with_its_position_and_payload_in_base64() {
+        let frame = proto::Frame {
+            topic: "a/b".to_owned(),
+            time_us: 1_000_001,
+            payload: b"71.5".to_vec().into(),
+            ..proto::Frame::default()
+        };
+        let entry = Entry::of(&record(Kind::LOG, frame.encode_to_vec()), "edge-1", "default").unwrap();
+        assert_eq!(
+            serde_json::to_string(&entry).unwrap(),
+            r#"{"node":"edge-1","stream":"default","epoch":"0000000000c0ffee","seq":9,"time":"1970-01-01T00:00:01.000001Z","topic":"a/b","payload":"NzEuNQ=="}"#
+        );
+    }
+
+    #[test]
+    fn a_gap_is_a_line_of_its_own_kind() {
+        let gap = proto::Gap { from: 3, to: 9, count: 7, reason: 1, new_epoch: 0 };
+        let entry = Entry::of(&record(Kind::GAP, gap.encode_to_vec()), "edge-1", "default").unwrap();
+        let line = serde_json::to_string(&entry).unwrap();
+        assert_eq!(
+            line,
+            r#"{"gap":{"from":3,"to":9,"count":7,"reason":"drop-oldest"},"node":"edge-1","stream":"default","epoch":"0000000000c0ffee","seq":9}"#
+        );
+        assert_eq!(serde_json::from_str::<Entry>(&line).unwrap(), entry);
+    }
+
+    #[test]
+    fn a_damaged_body_is_skipped_rather_than_shown() {
+        assert_eq!(Entry::of(&record(Kind::LOG, vec![0xff; 9]), "n", "s"), None);
+        assert_eq!(Entry::of(&record(Kind::GAP, vec![0xff; 9]), "n", "s"), None);
+    }
+
+    #[test]
+    fn a_position_may_carry_its_epoch() {
+        assert_eq!("17".parse(), Ok(Start { epoch: None, seq: 17 }));
+        assert_eq!("c0ffee:1".parse(), Ok(Start { epoch: Some(0xc0ffee), seq: 1 }));
+        for wrong in ["", ":", "x", "1:", ":1", "1:2:3", "11112222333344445:1"] {
+            assert!(wrong.parse::<Start>().is_err(), "{wrong}");
+        }
+    }
+}
