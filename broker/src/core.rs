@@ -1,5 +1,524 @@
-//! The routing core: synchronous, sans-IO. stub
+//! The routing core: synchronous and sans-IO.
+//!
+//! `apply(now, event, &mut actions)` is all of it: no tokio, no clock, no disk, no socket. One driver owns
+//! a core and performs its actions; a simulation owns many and decides what happens in between.
+//!
+//! | file | subject |
+//! |---|---|
+//! | `event` | what goes in and comes out |
+//! | `ledger` | durable effects of one `apply`, and what waits for durability |
+//! | `trie` | who wants a topic |
+//! | `publish` | a message enters: append, route, forward |
+//! | `client`, `session`, `deliver` | client sessions, their life, their cursors |
+//! | `log`, `space` | the two durable primitives |
+//! | `link`, `replicate` | the session with another broker, and what flows over it |
+//! | `request` | who waits for which answer |
+//! | `command` | administration and modules |
+//! | `restore` | from what the store recovered |
+
+mod client;
+mod command;
+mod deliver;
 pub mod event;
-/// stub
-#[derive(Debug, Clone, Default)]
-pub struct Stats {}
+mod ledger;
+mod link;
+mod log;
+mod publish;
+mod replicate;
+mod request;
+mod restore;
+mod session;
+mod space;
+mod stats;
+mod trie;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::Arc,
+    time::Duration,
+};
+
+use codec::{Class, Filter, Kind, Record, RecordHeader, proto};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+pub use self::stats::{DropReason, Stats};
+use self::{
+    client::{Client, ClientIx},
+    event::{
+        Action, CloseReason, CommandId, Condition, Event, Lsn, Now, Origin, Output, ReadId, ReadRequest, Response,
+        SessionId,
+    },
+    ledger::{Effect, Ledger},
+    link::{Claim, Link},
+    log::{Log, LogId},
+    request::Requests,
+    space::Space,
+    trie::Trie,
+};
+use crate::{
+    limits,
+    store::{Source, SourceKind},
+};
+
+/// What a core is and what it lets through.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// A node's name, or a replica's.
+    pub name: Origin,
+    /// Node or hub.
+    pub role: event::Role,
+    /// The tier's id: said in Welcome.
+    pub tier: Arc<str>,
+    /// 128 random bits of this store.
+    pub instance: [u8; 16],
+    /// The store was restored or cloned: begin new epochs and a new incarnation.
+    pub mint: bool,
+    /// Declared streams, most specific first; what matches none belongs to `default`.
+    pub streams: Vec<StreamConfig>,
+    /// Policy of every other Log, those of other brokers included.
+    pub default_stream: StreamConfig,
+    /// What a node offers to its hub.
+    pub exports: Exports,
+    /// How long a message of a Log `down/<n>` waits for its node.
+    pub down_ttl: Duration,
+    /// How long an instance keeps its name after its last link.
+    pub duplicate_hold: Duration,
+    /// Seed of ids that must not repeat (epochs, incarnations): from the system's random source, except
+    /// in simulation.
+    pub seed: u64,
+}
+
+/// A stream of a Log.
+#[derive(Debug, Clone)]
+pub struct StreamConfig {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which topics belong to it.
+    pub filters: Vec<Filter>,
+    /// Class of all its records.
+    pub class: Class,
+    /// Quota; the oldest records are dropped beyond it.
+    pub bytes_max: u64,
+}
+
+/// What a node offers to its hub.
+#[derive(Debug, Clone)]
+pub struct Exports {
+    /// Streams that are exported; `None` is all.
+    pub streams: Option<Vec<Arc<str>>>,
+    /// Live topics that are exported.
+    pub live: Vec<Filter>,
+    /// Spaces of its own that are exported.
+    pub spaces: Vec<Arc<str>>,
+}
+
+impl Config {
+    /// A node with the default policy: everything it has of its own goes up.
+    #[must_use]
+    pub fn node(name: &str, instance: [u8; 16], seed: u64) -> Self {
+        Self {
+            name: name.into(),
+            role: event::Role::Node,
+            tier: "".into(),
+            instance,
+            mint: false,
+            streams: Vec::new(),
+            default_stream: StreamConfig {
+                name: "default".into(),
+                filters: Vec::new(),
+                class: Class::Event,
+                bytes_max: 64 << 20,
+            },
+            exports: Exports {
+                streams: None,
+                live: vec![Filter::parse("#").expect("a valid filter")],
+                spaces: ["status", "twin", "retained"].map(Arc::from).to_vec(),
+            },
+            down_ttl: Duration::from_hours(24),
+            duplicate_hold: Duration::from_mins(1),
+            seed,
+        }
+    }
+
+    /// A hub with the default policy.
+    #[must_use]
+    pub fn hub(replica: &str, tier: &str, instance: [u8; 16], seed: u64) -> Self {
+        let mut config = Self::node(replica, instance, seed);
+        config.role = event::Role::Hub;
+        config.tier = tier.into();
+        config.default_stream.bytes_max = 1 << 30;
+        config.exports.live.clear();
+        config.exports.spaces.clear();
+        config
+    }
+
+    fn is_hub(&self) -> bool {
+        self.role == event::Role::Hub
+    }
+
+    /// Whose topics its own clients speak of.
+    fn own_origin(&self) -> Origin {
+        if self.is_hub() { "".into() } else { Arc::clone(&self.name) }
+    }
+}
+
+/// Why a read was asked.
+#[derive(Debug)]
+enum Reading {
+    /// A client's cursor.
+    Cursor(ClientIx, LogId),
+    /// A QoS 2 delivery that is to be sent again after a restart.
+    Redelivery(ClientIx, u16),
+    /// A link's export.
+    Export(SessionId, LogId),
+    /// The crc at a receiver's mark.
+    Mark(SessionId, LogId),
+    /// A `LogRead` command.
+    Command(CommandId),
+}
+
+/// What is due at a time.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// Cursors and marks that moved are written.
+    WriteCursors,
+    /// A session that is away ends, unless it came back.
+    Expire(ClientIx, u64),
+    /// A will is published, unless its session came back.
+    Will(ClientIx, u64),
+    /// Requests that nobody answered are forgotten.
+    Requests,
+    /// A condition ends unless it was renewed.
+    Condition(&'static str, String, u64),
+}
+
+/// The broker's state. See the module's documentation.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    own: Origin,
+    now: Now,
+    rng: StdRng,
+    ledger: Ledger,
+    out: Vec<Action>,
+
+    sources: Vec<Source>,
+    logs: BTreeMap<LogId, Log>,
+    /// Current Log of each (origin, stream).
+    log_names: BTreeMap<(Origin, Arc<str>), LogId>,
+    spaces: Vec<Space>,
+    space_names: BTreeMap<(Origin, Arc<str>), usize>,
+    /// Incarnation of the spaces that this broker owns.
+    incarnation: u64,
+
+    trie: Trie,
+    group_turn: usize,
+    clients: BTreeMap<ClientIx, Client>,
+    client_ids: BTreeMap<Arc<str>, ClientIx>,
+    sessions: BTreeMap<SessionId, Party>,
+    next_client: u32,
+
+    links: BTreeMap<SessionId, Link>,
+    /// What receivers acknowledged of each Log, as it stands on disk.
+    marks: BTreeMap<(String, LogId), proto::Mark>,
+    acks_owed: BTreeSet<SessionId>,
+    claims: BTreeMap<Origin, Claim>,
+    requests: Requests,
+
+    reads: BTreeMap<ReadId, Reading>,
+    next_read: ReadId,
+    timers: BinaryHeap<std::cmp::Reverse<(Duration, Timer)>>,
+    cursors_due: bool,
+    /// Clients and Logs whose cursors may have something to deliver.
+    pump_clients: BTreeSet<(ClientIx, LogId)>,
+    pump_links: BTreeSet<SessionId>,
+
+    conditions: BTreeMap<(&'static str, String), Condition>,
+    /// The store takes no writes.
+    refusing: bool,
+    draining: Option<CommandId>,
+    stats: Stats,
+}
+
+/// Who is behind a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Party {
+    Client(ClientIx),
+    Link,
+}
+
+impl Core {
+    /// Something happened at `now`; what is to be done is appended to `actions`.
+    ///
+    /// Never blocks and never panics on what a peer sent.
+    pub fn apply(&mut self, now: Now, event: Event, actions: &mut Vec<Action>) {
+        debug_assert!(now.mono >= self.now.mono, "monotonic time goes forward");
+        self.now = now;
+        self.on_event(event);
+        self.settle();
+        actions.append(&mut self.out);
+    }
+
+    /// When [`Event::TimerFired`] is due at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        if !self.pump_clients.is_empty() || !self.pump_links.is_empty() {
+            return Some(self.now.mono);
+        }
+        self.timers.peek().map(|std::cmp::Reverse((at, _))| *at)
+    }
+
+    /// The hub's policy of what a stopped process still has to do: nothing, once drained.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.draining.is_some() && self.ledger.is_settled()
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::SessionOpened(open) => self.on_session_opened(open),
+            Event::Published { session, messages } => self.on_published(session, messages),
+            Event::Subscribed { session, token, subscriptions } => {
+                self.on_subscribed(session, token, subscriptions);
+            }
+            Event::Unsubscribed { session, token, which } => self.on_unsubscribed(session, token, &which),
+            Event::Acked { session, acks } => self.on_acked(session, &acks),
+            Event::Sent { session, bytes } => self.on_sent(session, bytes),
+            Event::SessionClosed { session, clean } => self.on_session_closed(session, clean),
+            Event::LinkOpened(open) => self.on_link_opened(open),
+            Event::LinkReceived { session, records } => self.on_link_received(session, records),
+            Event::LinkClosed { session } => self.on_link_closed(session),
+            Event::Persisted(lsn) => self.on_persisted(lsn),
+            Event::ReadDone { read, records } => self.on_read_done(read, records),
+            Event::StoreRefused { reason, .. } => self.on_store_refused(reason),
+            Event::Commanded { command, id } => self.on_command(command, id),
+            Event::TimerFired => {}
+        }
+    }
+
+    /// Keeps the invariants after every event: due timers, deliveries, exports, one group.
+    fn settle(&mut self) {
+        self.fire_timers();
+        self.pump_deliveries();
+        self.pump_exports();
+        if let Some(group) = self.ledger.close() {
+            self.stats.groups += 1;
+            self.out.push(Action::Persist(group));
+        }
+    }
+
+    fn on_persisted(&mut self, lsn: Lsn) {
+        if self.refusing {
+            self.refusing = false;
+            self.clear_condition("StoreUnavailable", "");
+        }
+        for effect in self.ledger.persisted(lsn) {
+            match effect {
+                Effect::Reply(session, reply) => self.output(session, Output::Reply(reply)),
+                Effect::Output(session, output) => self.output(session, output),
+                Effect::LogDurable { log, seq } => self.on_log_durable(log, seq),
+                Effect::StateDurable { space, key, pair } => self.on_state_durable(space, &key, pair),
+                Effect::LinkAck { session, source } => self.on_import_durable(session, source),
+                Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
+            }
+        }
+        self.flush_acks();
+    }
+
+    fn on_store_refused(&mut self, reason: String) {
+        self.refusing = true;
+        self.set_condition(
+            "StoreUnavailable",
+            String::new(),
+            format!("the store takes no writes ({reason}): free disk space or check the disk"),
+        );
+    }
+
+    fn on_read_done(&mut self, read: ReadId, records: Vec<Record>) {
+        let Some(reading) = self.reads.remove(&read) else { return };
+        match reading {
+            Reading::Cursor(client, log) => self.on_cursor_read(client, log, &records),
+            Reading::Redelivery(client, packet_id) => self.on_redelivery_read(client, packet_id, &records),
+            Reading::Export(session, log) => self.on_export_read(session, log, &records),
+            Reading::Mark(session, log) => self.on_mark_read(session, log, &records),
+            Reading::Command(id) => {
+                let next = records.last().map_or(0, |record| record.header.seq + 1);
+                self.out.push(Action::Respond { id, response: Response::Records { records, next } });
+            }
+        }
+    }
+
+    fn read(&mut self, source: LogId, from: u64, bytes_max: usize, reading: Reading) {
+        let read = self.next_read;
+        self.next_read += 1;
+        self.reads.insert(read, reading);
+        self.out.push(Action::Read(ReadRequest { read, source, from, bytes_max }));
+    }
+
+    fn after(&mut self, delay: Duration, timer: Timer) {
+        self.timers.push(std::cmp::Reverse((self.now.mono + delay, timer)));
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some(std::cmp::Reverse((at, _))) = self.timers.peek() {
+            if *at > self.now.mono {
+                return;
+            }
+            let std::cmp::Reverse((_, timer)) = self.timers.pop().expect("peeked");
+            match timer {
+                Timer::WriteCursors => self.write_cursors(),
+                Timer::Expire(client, visits) => self.on_expired(client, visits),
+                Timer::Will(client, visits) => self.on_will_due(client, visits),
+                Timer::Requests => self.forget_requests(),
+                Timer::Condition(kind, subject, since_us) => {
+                    let key = (kind, subject);
+                    if self.conditions.get(&key).is_some_and(|held| held.since_us <= since_us) {
+                        self.conditions.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts an output into a session's outbox and charges it.
+    fn output(&mut self, session: SessionId, output: Output) {
+        let cost = output.cost();
+        match self.sessions.get(&session) {
+            Some(Party::Client(ix)) => {
+                let client = self.clients.get_mut(ix).expect("a session's client exists");
+                client.queued += cost;
+                if client.queued > limits::CLIENT_QUEUE_BYTES_HARD && !client.closing {
+                    client.closing = true;
+                    self.stats.slow_consumers += 1;
+                    self.out.push(Action::Output { session, output: Output::Close(CloseReason::SlowConsumer) });
+                    return;
+                }
+                if client.closing && !matches!(output, Output::Close(_)) {
+                    return;
+                }
+            }
+            Some(Party::Link) => {
+                self.links.get_mut(&session).expect("a session's link exists").queued += cost;
+            }
+            None => return,
+        }
+        self.out.push(Action::Output { session, output });
+    }
+
+    fn on_sent(&mut self, session: SessionId, bytes: usize) {
+        match self.sessions.get(&session) {
+            Some(Party::Client(ix)) => {
+                let ix = *ix;
+                let client = self.clients.get_mut(&ix).expect("a session's client exists");
+                client.queued = client.queued.saturating_sub(bytes);
+                self.wake_client(ix);
+            }
+            Some(Party::Link) => {
+                let link = self.links.get_mut(&session).expect("a session's link exists");
+                link.queued = link.queued.saturating_sub(bytes);
+                self.pump_links.insert(session);
+            }
+            None => {}
+        }
+    }
+
+    fn set_condition(&mut self, kind: &'static str, subject: String, message: String) {
+        let since_us = self.now.wall_us;
+        let condition = Condition { kind, subject: subject.clone(), message, since_us };
+        self.conditions
+            .entry((kind, subject))
+            .and_modify(|held| held.message.clone_from(&condition.message))
+            .or_insert(condition);
+    }
+
+    fn clear_condition(&mut self, kind: &'static str, subject: &str) {
+        self.conditions.remove(&(kind, subject.to_owned()));
+    }
+
+    /// The current Log of this name, declared and under an epoch.
+    fn log_of(&mut self, origin: &Origin, stream: &Arc<str>, class: Class, epoch: Option<u64>) -> LogId {
+        if let Some(id) = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream))) {
+            return *id;
+        }
+        self.new_log(origin, stream, class, 1, epoch)
+    }
+
+    /// A new source for a Log, which takes over the name from an older one, if there is any.
+    fn new_log(
+        &mut self,
+        origin: &Origin,
+        stream: &Arc<str>,
+        class: Class,
+        first: u64,
+        epoch: Option<u64>,
+    ) -> LogId {
+        let source = self.declare(origin, SourceKind::Log, stream, class);
+        let policy = self.config.streams.iter().find(|policy| policy.name == *stream);
+        let bytes_max = policy.unwrap_or(&self.config.default_stream).bytes_max;
+        let mut log = Log::new(&source, bytes_max, first);
+        let epoch = epoch.unwrap_or_else(|| self.rng.random());
+        log.begin_epoch(&mut self.ledger, first, epoch);
+        let name = (Arc::clone(origin), Arc::clone(stream));
+        if let Some(older) = self.log_names.insert(name, source.number) {
+            self.logs.get_mut(&older).expect("a named Log exists").retired = true;
+        }
+        self.logs.insert(source.number, log);
+        self.join_new_log(source.number);
+        source.number
+    }
+
+    /// A space of State; owned if this broker is its origin.
+    fn space_of(&mut self, origin: &Origin, name: &Arc<str>) -> usize {
+        if let Some(index) = self.space_names.get(&(Arc::clone(origin), Arc::clone(name))) {
+            return *index;
+        }
+        let source = self.declare(origin, SourceKind::State, name, Class::State);
+        self.add_space(&source)
+    }
+
+    fn add_space(&mut self, source: &Source) -> usize {
+        let index = self.spaces.len();
+        let owned = source.origin == self.own;
+        let mut space = Space::new(source.number, index, &source.origin, &source.name, source.class, owned);
+        if owned {
+            space.at = (self.incarnation, 0);
+        }
+        self.spaces.push(space);
+        self.space_names.insert((Arc::clone(&source.origin), Arc::clone(&source.name)), index);
+        index
+    }
+
+    /// Binds the next source number of this store.
+    fn declare(&mut self, origin: &Origin, kind: SourceKind, name: &Arc<str>, class: Class) -> Source {
+        let number = u32::try_from(self.sources.len() + 1).expect("fewer than 2^32 sources");
+        let source =
+            Source { number, origin: Arc::clone(origin), kind, name: Arc::clone(name), class };
+        self.sources.push(source.clone());
+        self.ledger.write(declare_record(&source, number));
+        source
+    }
+}
+
+/// A `declare` record that binds `number` to a source.
+fn declare_record(source: &Source, number: u32) -> Record {
+    let body = codec::encode(&proto::Declare {
+        origin: source.origin.to_string(),
+        kind: source.kind as u32,
+        name: source.name.to_string(),
+        class: source.class as u32,
+    });
+    let header = RecordHeader {
+        kind: Kind::DECLARE,
+        class: source.class as u8,
+        flags: codec::Flags::default(),
+        source: number,
+        epoch: 0,
+        seq: 0,
+        aux: 0,
+    };
+    Record { header, body }
+}
+
+fn seeded(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}

@@ -118,6 +118,13 @@ impl Flags {
     /// The record's time comes from a trusted clock.
     pub const TIME_TRUSTED: Self = Self(8);
 
+    /// Published at QoS 2: a subscriber may have it exactly once.
+    pub const QOS2: Self = Self(16);
+    /// Published at QoS 1: kept for retained messages, which are delivered at the QoS they came with.
+    pub const QOS1: Self = Self(64);
+    /// Published with the retain flag, for subscribers that want to see it as published.
+    pub const RETAIN: Self = Self(32);
+
     /// True if every bit of `other` is set.
     #[must_use]
     pub const fn contains(self, other: Self) -> bool {

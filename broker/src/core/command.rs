@@ -1,0 +1,210 @@
+//! Administration and modules.
+
+use std::sync::Arc;
+
+use super::{
+    Core, Party, Reading,
+    event::{
+        CloseReason, Command, CommandId, LogInfo, Origin, Output, Response, SessionInfo, StateEvent, StateOp,
+    },
+    ledger::Effect,
+    link::Phase,
+};
+
+/// Entries of one StateList.
+const LIST_MAX: usize = 10_000;
+
+impl Core {
+    pub(super) fn on_command(&mut self, command: Command, id: CommandId) {
+        let response = match command {
+            Command::StateGet { origin, space, key } => {
+                let space = self.existing_space(&origin, &space);
+                Response::Entry(space.and_then(|index| self.spaces[index].get(&key)))
+            }
+            Command::StateList { origin, space, prefix, after, limit } => {
+                let space = self.existing_space(&origin, &space);
+                let list = |index: usize| {
+                    self.spaces[index].list(&prefix, after.as_deref()).take(limit.min(LIST_MAX)).collect()
+                };
+                Response::Entries(space.map(list).unwrap_or_default())
+            }
+            Command::StateWrite(ops) => return self.write_state(ops, id),
+            Command::StateWatch { session, origin, space, prefix } => {
+                self.watch_state(session, &origin, &space, &prefix)
+            }
+            Command::LogList { origin } => Response::Logs(self.list_logs(origin.as_ref())),
+            Command::LogRead { origin, stream, from, bytes_max } => {
+                return self.read_log(&origin, &stream, from, bytes_max, id);
+            }
+            Command::Stats => Response::Stats(Box::new(self.stats_now())),
+            Command::Sessions => Response::Sessions(self.list_sessions()),
+            Command::Conditions => Response::Conditions(self.conditions.values().cloned().collect()),
+            Command::SetCondition { kind, subject, message } => {
+                match message {
+                    Some(message) => self.set_condition(kind, subject, message),
+                    None => self.clear_condition(kind, &subject),
+                }
+                Response::Done
+            }
+            Command::CloseNode { node } => {
+                if let Some(session) = self.claims.get(&node).and_then(|claim| claim.session) {
+                    let what = "the identity of this node has changed: join again";
+                    self.refuse(session, codec::proto::RefusalReason::Revoked, what, 0);
+                }
+                Response::Done
+            }
+            Command::Drain => return self.drain(id),
+        };
+        self.out.push(super::Action::Respond { id, response });
+    }
+
+    fn existing_space(&self, origin: &Origin, space: &Arc<str>) -> Option<usize> {
+        self.space_names.get(&(Arc::clone(origin), Arc::clone(space))).copied()
+    }
+
+    /// All or none: every expectation is checked before the first write.
+    fn write_state(&mut self, ops: Vec<StateOp>, id: CommandId) {
+        let own = Arc::clone(&self.own);
+        if self.refusing {
+            let response = Response::Refused("the store takes no writes now".to_owned());
+            return self.out.push(super::Action::Respond { id, response });
+        }
+        for (index, op) in ops.iter().enumerate() {
+            let space = self.space_of(&own, &op.space);
+            if let Err(found) = self.spaces[space].check(&op.key, op.expect) {
+                let response = Response::Conflict { index, found };
+                return self.out.push(super::Action::Respond { id, response });
+            }
+        }
+        let mut revision = 0;
+        for op in &ops {
+            let space = self.space_of(&own, &op.space);
+            let (now, ledger) = (self.now, &mut self.ledger);
+            self.spaces[space].write(ledger, now, &op.key, op.value.as_deref());
+            revision = self.spaces[space].at.1;
+        }
+        self.ledger.after(Effect::Respond(id, Response::Written(revision)));
+    }
+
+    fn watch_state(
+        &mut self,
+        session: super::SessionId,
+        origin: &Origin,
+        space: &Arc<str>,
+        prefix: &str,
+    ) -> Response {
+        if !self.sessions.contains_key(&session) {
+            return Response::Refused("no such session".to_owned());
+        }
+        let Some(index) = self.existing_space(origin, space) else {
+            return Response::Refused(format!("no space {space} of {origin:?}"));
+        };
+        let entries: Vec<_> = self.spaces[index].list(prefix, None).collect();
+        for entry in entries {
+            self.output(session, Output::State(StateEvent::Put(entry)));
+        }
+        let revision = self.spaces[index].at.1;
+        self.output(session, Output::State(StateEvent::Synced { revision }));
+        self.spaces[index].watchers.insert((session, prefix.into()));
+        Response::Done
+    }
+
+    fn list_logs(&self, origin: Option<&Origin>) -> Vec<LogInfo> {
+        self.logs
+            .values()
+            .filter(|log| origin.is_none_or(|origin| log.origin == *origin))
+            .map(|log| LogInfo {
+                origin: Arc::clone(&log.origin),
+                stream: Arc::clone(&log.stream),
+                class: log.class,
+                epoch: log.epoch(),
+                first: log.first,
+                next: log.durable_next,
+                bytes: log.bytes,
+            })
+            .collect()
+    }
+
+    fn read_log(&mut self, origin: &Origin, stream: &Arc<str>, from: u64, bytes_max: usize, id: CommandId) {
+        let log = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream)));
+        let Some(log) = log.map(|log| &self.logs[log]) else {
+            let response = Response::Refused(format!("no stream {stream} of {origin:?}"));
+            return self.out.push(super::Action::Respond { id, response });
+        };
+        let from = from.max(log.first);
+        if from >= log.durable_next {
+            let response = Response::Records { records: Vec::new(), next: log.durable_next };
+            return self.out.push(super::Action::Respond { id, response });
+        }
+        let source = log.id;
+        self.read(source, from, bytes_max, Reading::Command(id));
+    }
+
+    fn list_sessions(&self) -> Vec<SessionInfo> {
+        let clients = self.clients.values().map(|client| SessionInfo {
+            session: client.session.unwrap_or(super::SessionId(0)),
+            kind: match client.front {
+                super::event::Front::Mqtt => "mqtt",
+                super::event::Front::Nats => "nats",
+                super::event::Front::Internal => "internal",
+            },
+            name: Arc::clone(&client.id),
+            connected: client.session.is_some(),
+            subscriptions: client.subscriptions.len(),
+            queued_bytes: client.queued,
+            established: client.session.is_some(),
+        });
+        let links = self.links.iter().map(|(session, link)| SessionInfo {
+            session: *session,
+            kind: "link",
+            name: Arc::clone(&link.peer.name),
+            connected: true,
+            subscriptions: 0,
+            queued_bytes: link.queued,
+            established: link.phase == Phase::Established,
+        });
+        clients.chain(links).collect()
+    }
+
+    /// The counters, with the gauges as they are now.
+    fn stats_now(&self) -> super::Stats {
+        let mut stats = self.stats.clone();
+        stats.clients = self.sessions.values().filter(|party| matches!(party, Party::Client(_))).count() as u64;
+        stats.clients_away = self.clients.values().filter(|client| client.session.is_none()).count() as u64;
+        stats.links = self.links.values().filter(|link| link.phase == Phase::Established).count() as u64;
+        let clients: usize = self.clients.values().map(|client| client.queued).sum();
+        let links: usize = self.links.values().map(|link| link.queued).sum();
+        stats.queue_bytes = (clients + links) as u64;
+        stats.logs = self.logs.len() as u64;
+        stats.log_bytes = self.logs.values().map(|log| log.bytes).sum();
+        let exported = self.logs.values().filter(|log| log.origin == self.own && !self.config.is_hub());
+        for log in exported {
+            let link = self.links.values().find_map(|link| link.logs.get(&log.id)?.mark.as_ref());
+            let mark = link.or_else(|| self.marks.get(&(String::new(), log.id)));
+            let acknowledged = mark.map_or(log.first.saturating_sub(1), |mark| mark.mark);
+            stats.log_unacknowledged += (log.durable_next - 1).saturating_sub(acknowledged);
+            let oldest = log.in_tail(acknowledged + 1).and_then(|record| codec::FrameView::parse(&record.body).ok());
+            if let Some(view) = oldest {
+                let held = stats.oldest_unacknowledged_us;
+                stats.oldest_unacknowledged_us = if held == 0 { view.time_us() } else { held.min(view.time_us()) };
+            }
+        }
+        stats
+    }
+
+    /// Writes every cursor, closes every session; answered once all of it is durable.
+    fn drain(&mut self, id: CommandId) {
+        self.draining = Some(id);
+        self.write_cursors();
+        let sessions: Vec<super::SessionId> = self.sessions.keys().copied().collect();
+        for session in sessions {
+            if self.sessions.get(&session) == Some(&Party::Link) {
+                let drain = codec::proto::Drain { retry_after_ms: 500 };
+                self.send_control(session, codec::proto::control::Message::Drain(drain));
+                self.flush_link(session);
+            }
+            self.output(session, Output::Close(CloseReason::Shutdown));
+        }
+        self.ledger.after(Effect::Respond(id, Response::Done));
+    }
+}

@@ -1,0 +1,362 @@
+//! Deliveries to clients out of Logs: at the head, behind it, again after a reconnect.
+
+use std::sync::Arc;
+
+use codec::{Flags, FrameView, Kind, Record};
+
+use super::{
+    Core, DropReason, Reading,
+    client::ClientIx,
+    event::{Delivery, Output, Position, Reply, SessionId, Subscription},
+    ledger::Effect,
+    log::{self, LogId},
+    publish::Message,
+    trie,
+};
+use crate::limits;
+
+/// Records looked at for one client in one `apply`.
+const PUMP_RECORDS: usize = 256;
+/// Bytes of one read for a client that is behind.
+const READ_BYTES: usize = 32 << 10;
+
+impl Core {
+    /// Something may have become possible for this client: it acknowledged, read, or came back.
+    pub(super) fn wake_client(&mut self, ix: ClientIx) {
+        let Some(client) = self.clients.get(&ix) else { return };
+        for (log, cursor) in &client.cursors {
+            if cursor.next.is_some() && !cursor.reading {
+                self.pump_clients.insert((ix, *log));
+            }
+        }
+    }
+
+    /// A durable record that a client's subscription matches: delivered now if the client is at the head
+    /// and has room, else its cursor falls behind here.
+    pub(super) fn deliver_at_head(
+        &mut self,
+        target: &trie::Target,
+        log: LogId,
+        seq: u64,
+        qos: u8,
+        message: &Message<'_>,
+    ) {
+        let Some(client) = self.clients.get_mut(&target.client) else { return };
+        let Some(cursor) = client.cursors.get(&log) else { return };
+        if cursor.next.is_some() {
+            return; // it is behind, and will come to this record
+        }
+        cursor_dirty(client, log);
+        let client = &self.clients[&target.client];
+        let room = client.queued + message.frame.len() <= limits::CLIENT_QUEUE_BYTES;
+        if !room || !client.has_window(log, message.frame.len()) {
+            let next = self.logs[&log].durable_next.min(seq);
+            self.fall_behind(target.client, log, next);
+            return;
+        }
+        let delivery = Delivery {
+            frame: message.frame.clone(),
+            origin: Arc::clone(message.origin),
+            sub: target.sub,
+            identifiers: target.identifiers.clone(),
+            qos,
+            packet_id: 0,
+            dup: false,
+            retain: message.retain && target.retain_as_published,
+            position: message.position.cloned(),
+            reply: None,
+            no_responders: false,
+        };
+        self.deliver(target.client, Some((log, seq)), delivery);
+    }
+
+    fn fall_behind(&mut self, ix: ClientIx, log: LogId, next: u64) {
+        if let Some(held) = self.logs.get_mut(&log) {
+            held.consumers.remove(&ix);
+        }
+        let client = self.clients.get_mut(&ix).expect("the client exists");
+        if let Some(cursor) = client.cursors.get_mut(&log) {
+            cursor.next = Some(next);
+        }
+    }
+
+    /// The client is away: its cursor keeps a position of its own.
+    pub(super) fn leave_head(&mut self, ix: ClientIx, log: LogId) {
+        let at_head = self.clients[&ix].cursors.get(&log).is_some_and(|cursor| cursor.next.is_none());
+        if at_head && let Some(held) = self.logs.get(&log) {
+            let next = held.durable_next;
+            self.fall_behind(ix, log, next);
+        }
+    }
+
+    /// Sends a delivery and, from QoS 1 on, holds it until it is acknowledged. A QoS 2 delivery of a
+    /// durable session is sent once its packet id is on disk.
+    fn deliver(&mut self, ix: ClientIx, at: Option<(LogId, u64)>, delivery: Delivery) {
+        let client = self.clients.get_mut(&ix).expect("the client exists");
+        let Some(session) = client.session else { return };
+        self.stats.delivered += 1;
+        if delivery.qos == 0 {
+            return self.output(session, Output::Deliver(delivery));
+        }
+        let delivery = client.hold(at, delivery);
+        if delivery.qos == 2 && client.is_durable() {
+            let id = Arc::clone(&client.id);
+            self.write_outbound(&id, delivery.packet_id, at, false);
+            self.ledger.after(Effect::Output(session, Output::Deliver(delivery)));
+        } else {
+            self.output(session, Output::Deliver(delivery));
+        }
+    }
+
+    /// Moves every cursor that may have something to deliver, within the turn's bound.
+    pub(super) fn pump_deliveries(&mut self) {
+        let due = std::mem::take(&mut self.pump_clients);
+        for (ix, log) in due {
+            self.pump_client(ix, log);
+        }
+    }
+
+    fn pump_client(&mut self, ix: ClientIx, id: LogId) {
+        for _ in 0..PUMP_RECORDS {
+            let (Some(client), Some(log)) = (self.clients.get_mut(&ix), self.logs.get_mut(&id)) else { return };
+            let Some(cursor) = client.cursors.get_mut(&id) else { return };
+            let (Some(next), false, true) = (cursor.next, cursor.reading, client.session.is_some()) else { return };
+            if next >= log.durable_next {
+                if log.retired {
+                    return;
+                }
+                cursor.next = None;
+                log.consumers.insert(ix);
+                return;
+            }
+            if next < log.first {
+                cursor.next = Some(log.first);
+                self.stats.gap("cursor_overtaken", log.first - next);
+                continue;
+            }
+            let Some(record) = log.in_tail(next).cloned() else {
+                if client.has_window(id, 0) {
+                    client.cursors.get_mut(&id).expect("looked at it").reading = true;
+                    self.read(id, next, READ_BYTES, Reading::Cursor(ix, id));
+                }
+                return;
+            };
+            if !self.offer(ix, id, &record) {
+                return;
+            }
+        }
+        self.pump_clients.insert((ix, id));
+    }
+
+    pub(super) fn on_cursor_read(&mut self, ix: ClientIx, id: LogId, records: &[Record]) {
+        let Some(client) = self.clients.get_mut(&ix) else { return };
+        let Some(cursor) = client.cursors.get_mut(&id) else { return };
+        cursor.reading = false;
+        if records.is_empty() {
+            // The store has nothing from here on although the Log says so: say it, and go on.
+            let durable_next = self.logs.get(&id).map_or(1, |log| log.durable_next);
+            let next = cursor.next.replace(durable_next).unwrap_or(durable_next);
+            self.stats.gap("unreadable", durable_next.saturating_sub(next));
+        }
+        for record in records {
+            if !self.offer(ix, id, record) {
+                break;
+            }
+        }
+        self.pump_clients.insert((ix, id));
+    }
+
+    /// Offers one record to a cursor that is behind. False: no room, the cursor stays before it.
+    fn offer(&mut self, ix: ClientIx, id: LogId, record: &Record) -> bool {
+        let client = self.clients.get_mut(&ix).expect("the client exists");
+        let Some(cursor) = client.cursors.get_mut(&id) else { return false };
+        let Some(next) = cursor.next else { return false };
+        let seq = record.header.seq;
+        if seq < next {
+            return true;
+        }
+        let acked = cursor.acked.contains(&seq);
+        if record.header.kind != Kind::LOG || acked {
+            if record.header.kind == Kind::GAP {
+                let (from, to) = log::range_of(record);
+                self.stats.gap("read", (to + 1).saturating_sub(from.max(next)));
+            }
+            cursor.next = Some(seq + 1);
+            return true;
+        }
+        let Ok(view) = FrameView::parse(&record.body) else {
+            cursor.next = Some(seq + 1);
+            return true;
+        };
+        let matching = best_match(client.subscriptions.values(), view.topic());
+        let in_flight = client.inflight.values().any(|held| held.at == Some((id, seq)));
+        let Some((qos, template)) = matching.filter(|_| !in_flight) else {
+            cursor.next = Some(seq + 1);
+            return true;
+        };
+        if self.has_expired(&view, 0) {
+            self.stats.drop(DropReason::Expired);
+            self.cursor_mut(ix, id).next = Some(seq + 1);
+            return true;
+        }
+        let client = &self.clients[&ix];
+        let room = client.queued + record.body.len() <= limits::CLIENT_QUEUE_BYTES;
+        if !room || !client.has_window(id, record.body.len()) {
+            return false;
+        }
+        let log = &self.logs[&id];
+        let published = if record.header.flags.contains(Flags::QOS2) { 2 } else { 1 };
+        let delivery = Delivery {
+            frame: record.body.clone(),
+            origin: Arc::clone(&log.origin),
+            qos: published.min(qos),
+            retain: template.retain && record.header.flags.contains(Flags::RETAIN),
+            position: Some(Position { stream: Arc::clone(&log.stream), epoch: record.header.epoch, seq }),
+            ..template
+        };
+        let cursor = self.cursor_mut(ix, id);
+        cursor.next = Some(seq + 1);
+        cursor.dirty = true;
+        self.deliver(ix, Some((id, seq)), delivery);
+        true
+    }
+
+    fn cursor_mut(&mut self, ix: ClientIx, id: LogId) -> &mut super::client::Cursor {
+        let client = self.clients.get_mut(&ix).expect("the client exists");
+        client.cursors.get_mut(&id).expect("the cursor exists")
+    }
+
+    /// Sends again what a returning client has not acknowledged, in the order of first sending.
+    pub(super) fn redeliver(&mut self, ix: ClientIx) {
+        let client = &self.clients[&ix];
+        let session = client.session.expect("it has just connected");
+        let mut again: Vec<(u64, u16)> = client.inflight.iter().map(|(id, held)| (held.order, *id)).collect();
+        again.sort_unstable();
+        for (_, packet_id) in again {
+            let held = &self.clients[&ix].inflight[&packet_id];
+            let at = held.at;
+            if held.released {
+                self.output(session, Output::Reply(Reply::PubRel(packet_id)));
+            } else if let Some(delivery) = held.delivery.clone() {
+                self.output(session, Output::Deliver(Delivery { dup: true, ..delivery }));
+            } else if let Some((log, seq)) = at {
+                self.read(log, seq, 1, Reading::Redelivery(ix, packet_id));
+            }
+        }
+    }
+
+    /// A QoS 2 delivery that was under way before a restart was read again.
+    pub(super) fn on_redelivery_read(&mut self, ix: ClientIx, packet_id: u16, records: &[Record]) {
+        let Some(client) = self.clients.get_mut(&ix) else { return };
+        let Some(session) = client.session else { return };
+        let Some(held) = client.inflight.get_mut(&packet_id) else { return };
+        let Some((log, seq)) = held.at else { return };
+        let found = records.first().filter(|record| record.header.seq == seq && record.header.kind == Kind::LOG);
+        let (Some(record), Some(log)) = (found, self.logs.get(&log)) else {
+            // Retention took it: the client will never get it, and its packet id is free.
+            client.release(packet_id);
+            self.stats.gap("cursor_overtaken", 1);
+            return;
+        };
+        let delivery = Delivery {
+            frame: record.body.clone(),
+            origin: Arc::clone(&log.origin),
+            sub: 0,
+            identifiers: None,
+            qos: 2,
+            packet_id,
+            dup: true,
+            retain: false,
+            position: Some(Position { stream: Arc::clone(&log.stream), epoch: record.header.epoch, seq }),
+            reply: None,
+            no_responders: false,
+        };
+        client.inflight_bytes += delivery.frame.len();
+        held.delivery = Some(delivery.clone());
+        self.output(session, Output::Deliver(delivery));
+    }
+
+    /// The retained messages that a new subscription asks for.
+    pub(super) fn send_retained(&mut self, session: SessionId, ix: ClientIx, subscription: &Subscription) {
+        let name = (Arc::clone(&self.own), Arc::from("retained"));
+        let Some(space) = self.space_names.get(&name) else { return };
+        let dollar = subscription.wildcard_matches_dollar;
+        let found: Vec<(Flags, bytes::Bytes)> = self.spaces[*space]
+            .frames(|topic| subscription.filter.matches(topic, dollar))
+            .map(|(flags, frame)| (flags, frame.clone()))
+            .collect();
+        for (flags, frame) in found {
+            let Ok(view) = FrameView::parse(&frame) else { continue };
+            if self.has_expired(&view, 0) {
+                continue;
+            }
+            let published = if flags.contains(Flags::QOS2) { 2 } else { u8::from(flags.contains(Flags::QOS1)) };
+            let mut delivery = template(subscription);
+            delivery.qos = published.min(subscription.qos);
+            delivery.retain = true;
+            delivery.origin = Arc::clone(&self.own);
+            delivery.frame = frame;
+            let client = &self.clients[&ix];
+            let room = client.queued + delivery.frame.len() <= limits::CLIENT_QUEUE_BYTES_HARD / 2;
+            if !room || (delivery.qos > 0 && client.inflight.len() >= usize::from(client.receive_max)) {
+                // No room to hold it for an acknowledgement: it goes at most once rather than not at all.
+                delivery.qos = 0;
+            }
+            if !room {
+                self.stats.drop(DropReason::ClientQueue);
+                continue;
+            }
+            if delivery.qos == 0 {
+                self.stats.delivered += 1;
+                self.output(session, Output::Deliver(delivery));
+            } else {
+                self.deliver(ix, None, delivery);
+            }
+        }
+    }
+}
+
+fn cursor_dirty(client: &mut super::client::Client, log: LogId) {
+    if let Some(cursor) = client.cursors.get_mut(&log) {
+        cursor.dirty = true;
+    }
+}
+
+/// The highest QoS of the subscriptions that match, and a delivery with what they ask for.
+fn best_match<'a>(subscriptions: impl Iterator<Item = &'a Subscription>, topic: &str) -> Option<(u8, Delivery)> {
+    let mut best: Option<(u8, Delivery)> = None;
+    let mut identifiers = Vec::new();
+    for held in subscriptions.filter(|held| held.filter.matches(topic, held.wildcard_matches_dollar)) {
+        if held.identifier != 0 {
+            identifiers.push(held.identifier);
+        }
+        match &mut best {
+            Some((qos, delivery)) => {
+                *qos = (*qos).max(held.qos);
+                delivery.retain |= held.retain_as_published;
+            }
+            None => best = Some((held.qos, template(held))),
+        }
+    }
+    let (qos, mut delivery) = best?;
+    delivery.identifiers = (!identifiers.is_empty()).then(|| identifiers.into());
+    // A subscription of QoS 0 alone gets what is live, not what is logged.
+    (qos > 0).then_some((qos, delivery))
+}
+
+/// What a delivery of this subscription looks like, without its message.
+fn template(subscription: &Subscription) -> Delivery {
+    Delivery {
+        frame: bytes::Bytes::new(),
+        origin: "".into(),
+        sub: subscription.id,
+        identifiers: (subscription.identifier != 0).then(|| Box::from([subscription.identifier])),
+        qos: subscription.qos,
+        packet_id: 0,
+        dup: false,
+        retain: subscription.retain_as_published,
+        position: None,
+        reply: None,
+        no_responders: false,
+    }
+}

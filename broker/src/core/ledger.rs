@@ -1,0 +1,109 @@
+//! The durable effects of the current `apply`, and what waits for groups to become durable.
+//!
+//! Everything that must survive goes through [`Ledger::write`]; everything that may only be said once it
+//! has survived goes through [`Ledger::after`]. There is no other way to acknowledge.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use codec::{Flags, Kind, Record, RecordHeader, proto};
+
+use super::{
+    event::{CommandId, Group, Lsn, Output, Reply, Response, SessionId},
+    link::LinkSource,
+    log::LogId,
+    space::Pair,
+};
+
+/// What happens once a group is durable.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// A client's acknowledgement.
+    Reply(SessionId, Reply),
+    /// Any other output that must not be seen before.
+    Output(SessionId, Output),
+    /// A Log record may be seen by readers, routed and exported.
+    LogDurable { log: LogId, seq: u64 },
+    /// An own State entry may be exported and seen by watchers.
+    StateDurable { space: usize, key: String, pair: Pair },
+    /// The peer of a link may be told that this source is durable up to here.
+    LinkAck { session: SessionId, source: LinkSource },
+    /// The answer to a command.
+    Respond(CommandId, Response),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    last_lsn: Lsn,
+    records: Vec<Record>,
+    effects: Vec<Effect>,
+    waiting: VecDeque<(Lsn, Vec<Effect>)>,
+}
+
+impl Ledger {
+    pub(super) fn new(last_lsn: Lsn) -> Self {
+        Self { last_lsn, ..Self::default() }
+    }
+
+    /// Adds a record to the group of this `apply`.
+    pub(super) fn write(&mut self, record: Record) {
+        self.records.push(record);
+    }
+
+    /// Writes a keyed fact of this store; no value: deletes it.
+    pub(super) fn write_local(&mut self, kind: Kind, key: Bytes, value: Option<Bytes>) {
+        self.write_local_of(kind, 0, 0, key, value);
+    }
+
+    /// As [`Self::write_local`], with the source and seq that the store must know without reading the body.
+    pub(super) fn write_local_of(
+        &mut self,
+        kind: Kind,
+        source: u32,
+        seq: u64,
+        key: Bytes,
+        value: Option<Bytes>,
+    ) {
+        let body = codec::encode(&proto::Local { key, value });
+        self.write(Record { header: local_header(kind, source, seq), body });
+    }
+
+    /// Does this once all that was written in this `apply` is durable.
+    pub(super) fn after(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Ends the `apply`: the group to persist, if anything was written.
+    pub(super) fn close(&mut self) -> Option<Group> {
+        if self.records.is_empty() {
+            if !self.effects.is_empty() {
+                // Nothing new was written; the effects depend on what was written before.
+                let effects = std::mem::take(&mut self.effects);
+                self.waiting.push_back((self.last_lsn, effects));
+            }
+            return None;
+        }
+        self.last_lsn += 1;
+        let effects = std::mem::take(&mut self.effects);
+        self.waiting.push_back((self.last_lsn, effects));
+        Some(Group { lsn: self.last_lsn, records: std::mem::take(&mut self.records) })
+    }
+
+    /// True if an effect would happen at once: everything written is durable.
+    pub(super) fn is_settled(&self) -> bool {
+        self.waiting.is_empty() && self.records.is_empty()
+    }
+
+    /// What may happen now that groups up to `lsn` are durable.
+    pub(super) fn persisted(&mut self, lsn: Lsn) -> Vec<Effect> {
+        let mut ready = Vec::new();
+        while self.waiting.front().is_some_and(|(at, _)| *at <= lsn) {
+            ready.extend(self.waiting.pop_front().expect("looked at the front").1);
+        }
+        ready
+    }
+}
+
+fn local_header(kind: Kind, source: u32, seq: u64) -> RecordHeader {
+    RecordHeader { kind, class: 0, flags: Flags::default(), source, epoch: 0, seq, aux: 0 }
+}

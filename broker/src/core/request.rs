@@ -1,0 +1,159 @@
+//! Requests over a link: who waits for which answer.
+//!
+//! A hub's client asks a node with a reply topic; the request goes over the node's link as a Live record
+//! with a correlation id of this hop. On the node it is delivered with the reply topic
+//! `_INBOX/_hop/<session>/<id>`; what is published there goes back as a Live record with the same id.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use codec::{
+    Class, Flags, FrameView,
+    frame::{FrameParts, header},
+};
+
+use super::{
+    Core, DropReason, Timer,
+    event::{Delivery, Origin, Output, SessionId},
+};
+use crate::limits;
+
+/// First levels of the topics that answer requests from over a link.
+pub(super) const HOP_PREFIX: &str = "_INBOX/_hop/";
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    last: u64,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    inbox: Arc<str>,
+    node: Origin,
+    asked: Duration,
+}
+
+pub(super) fn hop_topic(session: SessionId, correlation: u64) -> Arc<str> {
+    format!("{HOP_PREFIX}{}/{correlation}", session.0).into()
+}
+
+impl Core {
+    /// Sends a request to a node's link, or answers that nobody is there.
+    pub(super) fn forward_request(&mut self, node: &Origin, inbox: &Arc<str>, frame: &Bytes) {
+        let Some(session) = self.link_of(node) else {
+            return self.no_responders(inbox, "503", "node offline");
+        };
+        let link = self.links.get_mut(&session).expect("an established link");
+        let full = link.queued + frame.len() > limits::LINK_QUEUE_BYTES;
+        if full || self.requests.waiting.len() >= limits::REQUESTS_MAX {
+            self.stats.drop(DropReason::LinkQueue);
+            return self.no_responders(inbox, "503", "overloaded");
+        }
+        self.requests.last += 1;
+        let correlation = self.requests.last;
+        let waiting = Waiting { inbox: Arc::clone(inbox), node: Arc::clone(node), asked: self.now.mono };
+        let first = self.requests.waiting.is_empty();
+        self.requests.waiting.insert(correlation, waiting);
+        link.push_live(node, Class::Event, Flags::REQUEST, correlation, frame.clone());
+        self.pump_links.insert(session);
+        if first {
+            self.after(PATIENCE, Timer::Requests);
+        }
+    }
+
+    pub(super) fn forget_requests(&mut self) {
+        let now = self.now.mono;
+        self.requests.waiting.retain(|_, waiting| waiting.asked + PATIENCE > now);
+        if let Some((_, oldest)) = self.requests.waiting.first_key_value() {
+            let left = (oldest.asked + PATIENCE).saturating_sub(now);
+            self.after(left, Timer::Requests);
+        }
+    }
+
+    /// A node's answer: it may answer only what it was asked, once.
+    pub(super) fn on_reply(&mut self, session: SessionId, correlation: u64, frame: &Bytes) {
+        let node = &self.links[&session].peer.name;
+        let asked = self.requests.waiting.get(&correlation).is_some_and(|waiting| waiting.node == *node);
+        if !asked {
+            return self.stats.drop(DropReason::UnknownReply);
+        }
+        let waiting = self.requests.waiting.remove(&correlation).expect("looked at it");
+        let Ok(view) = FrameView::parse(frame) else { return };
+        let headers: Vec<(&str, &[u8])> = view.headers().collect();
+        let parts = FrameParts {
+            topic: &waiting.inbox,
+            time_us: view.time_us(),
+            time_trusted: view.time_trusted(),
+            trace: view.trace(),
+            ttl_s: 0,
+            headers: &headers,
+            payload: view.payload(),
+        };
+        let nobody = view.header(header::SERVICE_ERROR_CODE) == Some(b"503") && view.payload().is_empty();
+        self.to_inbox(&waiting.inbox, parts.encode(), nobody);
+    }
+
+    /// On a node: something was published to the reply topic of a request that came over a link.
+    pub(super) fn answer_hop(&mut self, topic: &str, frame: &Bytes) {
+        let hop = topic.strip_prefix(HOP_PREFIX).and_then(|rest| rest.split_once('/'));
+        let parsed = hop.and_then(|(session, id)| Some((session.parse().ok()?, id.parse().ok()?)));
+        let Some((session, correlation)) = parsed.map(|(session, id): (u64, u64)| (SessionId(session), id)) else {
+            return self.stats.drop(DropReason::UnknownReply);
+        };
+        self.answer(session, correlation, frame.clone());
+    }
+
+    pub(super) fn answer_nobody(&mut self, session: SessionId, correlation: u64) {
+        let frame = nobody("_INBOX", "503", "no responders", self.now.wall_us);
+        self.answer(session, correlation, frame);
+    }
+
+    fn answer(&mut self, session: SessionId, correlation: u64, frame: Bytes) {
+        let own = Arc::clone(&self.own);
+        let Some(link) = self.links.get_mut(&session) else {
+            return self.stats.drop(DropReason::UnknownReply);
+        };
+        link.push_live(&own, Class::Event, Flags::REPLY, correlation, frame);
+        self.pump_links.insert(session);
+    }
+
+    /// Tells a requester that nobody answers.
+    pub(super) fn no_responders(&mut self, inbox: &Arc<str>, code: &str, text: &str) {
+        let frame = nobody(inbox, code, text, self.now.wall_us);
+        self.to_inbox(inbox, frame, true);
+    }
+
+    fn to_inbox(&mut self, inbox: &Arc<str>, frame: Bytes, no_responders: bool) {
+        let own = Arc::clone(&self.own);
+        for matched in self.trie.matches(&own, &own, inbox).into_iter().flatten() {
+            for target in &matched.targets {
+                let Some(session) = self.clients.get(&target.client).and_then(|client| client.session) else {
+                    continue;
+                };
+                let delivery = Delivery {
+                    frame: frame.clone(),
+                    origin: Arc::clone(&own),
+                    sub: target.sub,
+                    identifiers: None,
+                    qos: 0,
+                    packet_id: 0,
+                    dup: false,
+                    retain: false,
+                    position: None,
+                    reply: None,
+                    no_responders,
+                };
+                self.stats.delivered += 1;
+                self.output(session, Output::Deliver(delivery));
+            }
+        }
+    }
+}
+
+fn nobody(topic: &str, code: &str, text: &str, time_us: u64) -> Bytes {
+    let headers = [(header::SERVICE_ERROR_CODE, code.as_bytes()), (header::SERVICE_ERROR, text.as_bytes())];
+    FrameParts { topic, time_us, headers: &headers, ..FrameParts::default() }.encode()
+}

@@ -1,0 +1,263 @@
+//! From what the store recovered to a core.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use codec::{Kind, proto};
+use rand::Rng;
+
+use super::{
+    Config, Core, Timer,
+    client::{self, Client, ClientIx, Cursor},
+    event::{Action, Front, Now, Origin, Publish, Target, Will},
+    ledger::Ledger,
+    log::{Log, LogId},
+    request::Requests,
+    stats::Stats,
+    trie::Trie,
+};
+use crate::store::{LocalFact, Recovered, SourceKind};
+
+/// The fact that holds the incarnation of the spaces that this broker owns.
+const INCARNATION: &[u8] = b"incarnation";
+
+impl Core {
+    /// A core over what its store held. What it must write at once is in `actions`.
+    #[must_use]
+    pub fn restore(config: Config, recovered: Recovered, now: Now, actions: &mut Vec<Action>) -> Self {
+        let own = config.own_origin();
+        let mut core = Self {
+            own,
+            now,
+            rng: super::seeded(config.seed),
+            ledger: Ledger::new(recovered.last_lsn),
+            out: Vec::new(),
+            sources: Vec::new(),
+            logs: BTreeMap::new(),
+            log_names: BTreeMap::new(),
+            spaces: Vec::new(),
+            space_names: BTreeMap::new(),
+            incarnation: 0,
+            trie: Trie::default(),
+            group_turn: 0,
+            clients: BTreeMap::new(),
+            client_ids: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_client: 1,
+            links: BTreeMap::new(),
+            marks: BTreeMap::new(),
+            acks_owed: BTreeSet::new(),
+            claims: BTreeMap::new(),
+            requests: Requests::default(),
+            reads: BTreeMap::new(),
+            next_read: 1,
+            timers: BinaryHeap::new(),
+            cursors_due: false,
+            pump_clients: BTreeSet::new(),
+            pump_links: BTreeSet::new(),
+            conditions: BTreeMap::new(),
+            refusing: false,
+            draining: None,
+            stats: Stats::default(),
+            config,
+        };
+        core.restore_sources(&recovered);
+        core.restore_incarnation(&recovered.locals);
+        core.restore_clients(&recovered.locals);
+        core.begin();
+        core.settle();
+        actions.append(&mut core.out);
+        core
+    }
+
+    fn restore_sources(&mut self, recovered: &Recovered) {
+        let mut sources = recovered.sources.clone();
+        sources.sort_by_key(|source| source.number);
+        for source in &sources {
+            match source.kind {
+                SourceKind::Log => self.restore_log(source),
+                SourceKind::State => {
+                    self.add_space(source);
+                }
+                SourceKind::Live => {}
+            }
+        }
+        self.sources = sources;
+        for fact in recovered.locals.iter().filter(|fact| fact.kind == Kind::TABLE) {
+            let id = LogId::from_be_bytes(fact.key[..].try_into().unwrap_or_default());
+            if let (Some(log), Ok(table)) = (self.logs.get_mut(&id), codec::decode(fact.value.clone())) {
+                log.recover_table(&table);
+            }
+        }
+        for found in &recovered.logs {
+            if let Some(log) = self.logs.get_mut(&found.source) {
+                log.recover(found);
+            }
+        }
+        let by_source: BTreeMap<u32, usize> =
+            self.spaces.iter().map(|space| (space.source, space.index)).collect();
+        for record in &recovered.state {
+            if let Some(index) = by_source.get(&record.header.source) {
+                self.spaces[*index].recover(record);
+            }
+        }
+        for fact in recovered.locals.iter().filter(|fact| fact.kind == Kind::MARK) {
+            let Some(zero) = fact.key.iter().position(|byte| *byte == 0) else { continue };
+            let (receiver, log) = fact.key.split_at(zero);
+            let id = LogId::from_be_bytes(log[1..].try_into().unwrap_or_default());
+            if let (Ok(receiver), Ok(mark)) = (std::str::from_utf8(receiver), codec::decode(fact.value.clone())) {
+                self.marks.insert((receiver.to_owned(), id), mark);
+            }
+        }
+    }
+
+    fn restore_log(&mut self, source: &crate::store::Source) {
+        let policy = self.config.streams.iter().find(|policy| policy.name == source.name);
+        let bytes_max = policy.unwrap_or(&self.config.default_stream).bytes_max;
+        let name = (Arc::clone(&source.origin), Arc::clone(&source.name));
+        if let Some(older) = self.log_names.insert(name, source.number) {
+            self.logs.get_mut(&older).expect("a named Log exists").retired = true;
+        }
+        self.logs.insert(source.number, Log::new(source, bytes_max, 1));
+    }
+
+    /// The incarnation of owned spaces: as stored, or a new one where the store is new, restored or cloned.
+    fn restore_incarnation(&mut self, locals: &[LocalFact]) {
+        let stored = locals.iter().find(|fact| fact.kind == Kind::META && fact.key == INCARNATION);
+        let stored = stored.and_then(|fact| Some(u64::from_be_bytes(fact.value[..].try_into().ok()?)));
+        match stored {
+            Some(incarnation) if !self.config.mint => {
+                self.incarnation = incarnation;
+                for space in self.spaces.iter_mut().filter(|space| space.owned) {
+                    space.at = space.at.max((incarnation, 0));
+                    space.durable = space.at;
+                }
+            }
+            _ => self.mint_above(stored.unwrap_or(0)),
+        }
+        if self.config.mint {
+            let own: Vec<LogId> =
+                self.logs.values().filter(|log| log.origin == self.own && !log.retired).map(|log| log.id).collect();
+            for id in own {
+                let epoch = self.rng.random();
+                let log = self.logs.get_mut(&id).expect("listed");
+                let from = log.next;
+                log.begin_epoch(&mut self.ledger, from, epoch);
+            }
+        }
+    }
+
+    /// A new incarnation, greater than `above`: every owned entry gets a revision of it.
+    pub(super) fn mint_above(&mut self, above: u64) {
+        let wall_ms = self.now.wall_us / 1000;
+        let minted = wall_ms << 20 | u64::from(self.rng.random::<u32>() >> 12);
+        let greatest = self.spaces.iter().map(|space| space.at.0).max().unwrap_or(0);
+        self.incarnation = minted.max(above + 1).max(greatest + 1);
+        let value = Bytes::copy_from_slice(&self.incarnation.to_be_bytes());
+        self.ledger.write_local(Kind::META, Bytes::from_static(INCARNATION), Some(value));
+        for space in self.spaces.iter_mut().filter(|space| space.owned) {
+            space.mint(&mut self.ledger, self.incarnation);
+        }
+    }
+
+    fn restore_clients(&mut self, locals: &[LocalFact]) {
+        for fact in locals.iter().filter(|fact| fact.kind == Kind::SESSION) {
+            if let Ok(stored) = codec::decode::<proto::ClientSession>(fact.value.clone()) {
+                self.restore_client(&stored);
+            }
+        }
+        for fact in locals.iter().filter(|fact| fact.kind == Kind::CURSOR) {
+            self.restore_cursor(fact);
+        }
+        for fact in locals.iter().filter(|fact| fact.kind == Kind::PACKET_ID) {
+            self.restore_packet_id(fact);
+        }
+    }
+
+    fn restore_client(&mut self, stored: &proto::ClientSession) {
+        let ix = ClientIx(self.next_client);
+        self.next_client += 1;
+        let id: Arc<str> = stored.client_id.as_str().into();
+        let mut client = Client::new(Arc::clone(&id), Front::Mqtt);
+        client.expiry_s = stored.expiry_s;
+        client.lost_at_us = if stored.lost_at_us == 0 { self.now.wall_us } else { stored.lost_at_us };
+        client.will = stored.will.as_ref().map(|will| Will {
+            message: Publish {
+                target: Target::Own,
+                frame: will.frame.clone(),
+                qos: u8::try_from(will.qos).unwrap_or(0).min(2),
+                packet_id: 0,
+                dup: false,
+                retain: will.retain,
+                reply: None,
+            },
+            delay: Duration::from_secs(will.delay_s.into()),
+        });
+        let (visits, expiry_s) = (client.visits, client.expiry_s);
+        let delay = client.will.as_ref().map(|will| will.delay);
+        self.clients.insert(ix, client);
+        self.client_ids.insert(id, ix);
+        for (number, subscription) in (1..).zip(&stored.subscriptions) {
+            if let Some(subscription) = Self::stored_subscription(number, subscription) {
+                self.add_subscription(ix, subscription);
+            }
+        }
+        // The connection ended with the process at the latest.
+        if let Some(delay) = delay {
+            self.after(delay, Timer::Will(ix, visits));
+        }
+        if expiry_s != u32::MAX {
+            self.after(Duration::from_secs(expiry_s.into()), Timer::Expire(ix, visits));
+        }
+    }
+
+    fn restore_cursor(&mut self, fact: &LocalFact) {
+        let Some((ix, _, number)) = self.client_of_key(&fact.key) else { return };
+        let Ok(stored) = codec::decode::<proto::Cursor>(fact.value.clone()) else { return };
+        let id = LogId::from_be_bytes(number.try_into().unwrap_or_default());
+        let Some(log) = self.logs.get_mut(&id) else { return };
+        log.consumers.remove(&ix);
+        let cursor = Cursor {
+            next: Some(stored.low + 1),
+            acked: stored.acked.iter().copied().collect(),
+            ..Cursor::default()
+        };
+        self.clients.get_mut(&ix).expect("found by its key").cursors.insert(id, cursor);
+    }
+
+    fn restore_packet_id(&mut self, fact: &LocalFact) {
+        let Some((ix, tag, number)) = self.client_of_key(&fact.key) else { return };
+        let Ok(packet_id) = number.try_into().map(u16::from_be_bytes) else { return };
+        let client = self.clients.get_mut(&ix).expect("found by its key");
+        if tag == b'i' {
+            client.received.insert(packet_id);
+            return;
+        }
+        let Ok(stored) = codec::decode::<proto::Outbound>(fact.value.clone()) else { return };
+        let name: (Origin, Arc<str>) = (stored.origin.as_str().into(), stored.stream.as_str().into());
+        let at = self.log_names.get(&name).map(|log| (*log, stored.seq)).filter(|_| stored.seq > 0);
+        client.hold_as(packet_id, at, None, 2, stored.released);
+    }
+
+    fn client_of_key<'a>(&self, key: &'a [u8]) -> Option<(ClientIx, u8, &'a [u8])> {
+        let (id, tag, number) = client::parse_key(key)?;
+        Some((*self.client_ids.get(id)?, tag, number))
+    }
+
+    /// What every broker has from its first start.
+    fn begin(&mut self) {
+        let own = Arc::clone(&self.own);
+        if self.config.is_hub() {
+            self.space_of(&own, &"sys".into());
+        } else {
+            let spaces = self.config.exports.spaces.clone();
+            for space in &spaces {
+                self.space_of(&own, space);
+            }
+        }
+    }
+}

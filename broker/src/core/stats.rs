@@ -1,0 +1,103 @@
+//! What a core counts.
+
+use std::collections::BTreeMap;
+
+/// Counters since the process started, and gauges at the time of asking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages that clients published, by QoS.
+    pub published: [u64; 3],
+    /// Bytes of their frames.
+    pub published_bytes: u64,
+    /// Deliveries to clients.
+    pub delivered: u64,
+    /// Messages and records that policy dropped.
+    pub drops: BTreeMap<DropReason, u64>,
+    /// Seqs that gaps removed, by name of the reason.
+    pub gaps: BTreeMap<&'static str, u64>,
+    /// Groups handed to the store.
+    pub groups: u64,
+    /// Records received over links, and those of them that were already held.
+    pub link_records_in: u64,
+    /// See `link_records_in`.
+    pub link_duplicates_in: u64,
+    /// Records sent over links.
+    pub link_records_out: u64,
+    /// Links refused or closed, by cause.
+    pub link_refusals: BTreeMap<&'static str, u64>,
+    /// Clients closed because they did not read.
+    pub slow_consumers: u64,
+    /// Gauge: connected clients.
+    pub clients: u64,
+    /// Gauge: sessions kept for clients that are away.
+    pub clients_away: u64,
+    /// Gauge: established links.
+    pub links: u64,
+    /// Gauge: subscriptions.
+    pub subscriptions: u64,
+    /// Gauge: bytes in outboxes.
+    pub queue_bytes: u64,
+    /// Gauge: Logs, and the bytes that they keep.
+    pub logs: u64,
+    /// See `logs`.
+    pub log_bytes: u64,
+    /// Gauge: records of exported Logs that no hub has acknowledged.
+    pub log_unacknowledged: u64,
+    /// Gauge: the oldest of these, as its frame's time in microseconds; 0 = none or not in memory.
+    pub oldest_unacknowledged_us: u64,
+}
+
+/// Why something was dropped. Never silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DropReason {
+    /// A client's queue was full (Live).
+    ClientQueue,
+    /// A link's queue was full (Live).
+    LinkQueue,
+    /// No link (Live).
+    NoLink,
+    /// The message had expired.
+    Expired,
+    /// The quota of a Log.
+    Quota,
+    /// A down message to a node that is not enrolled.
+    NoSuchNode,
+    /// The store refused writes.
+    StoreUnavailable,
+    /// An answer that nobody waits for.
+    UnknownReply,
+    /// A peer sent what it may not.
+    NotAuthorized,
+}
+
+impl DropReason {
+    /// The label in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientQueue => "client_queue",
+            Self::LinkQueue => "link_queue",
+            Self::NoLink => "no_link",
+            Self::Expired => "expired",
+            Self::Quota => "quota",
+            Self::NoSuchNode => "no_such_node",
+            Self::StoreUnavailable => "store_unavailable",
+            Self::UnknownReply => "unknown_reply",
+            Self::NotAuthorized => "not_authorized",
+        }
+    }
+}
+
+impl Stats {
+    pub(super) fn drop(&mut self, reason: DropReason) {
+        *self.drops.entry(reason).or_default() += 1;
+    }
+
+    pub(super) fn gap(&mut self, reason: &'static str, count: u64) {
+        *self.gaps.entry(reason).or_default() += count;
+    }
+
+    pub(super) fn refuse(&mut self, cause: &'static str) {
+        *self.link_refusals.entry(cause).or_default() += 1;
+    }
+}
