@@ -1,1 +1,225 @@
-//! The one task that owns a Core. stub
+//! The one task that owns a core: select, apply, perform.
+//!
+//! Every arm of the select is cancel safe (`recv`, `poll_event`, `sleep_until`) and only yields an event;
+//! nothing is awaited while one is handled. Backpressure: while too many bytes wait for the store, no more
+//! input is taken, and the byte permits of the senders carry that to the sockets.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::poll_fn,
+    sync::Arc,
+    time::Duration,
+};
+
+use codec::Record;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    Tasks, clock,
+    core::{
+        Config, Core,
+        event::{Action, CommandId, Event, Group, Lsn, Now, Response},
+    },
+    handle::{Handle, Input, Outboxes},
+    limits,
+    store::{Recovered, Store, StoreEvent},
+};
+
+/// A refused group is tried again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Wall times before this are a clock that was never set.
+const TRUSTED_FROM_US: u64 = 1_735_689_600_000_000; // 2025-01-01
+
+/// Starts a broker over an opened store.
+///
+/// The driver runs until every [`Handle`] is dropped, or until `tasks` stop and a
+/// [`Command::Drain`](crate::event::Command::Drain) is done; the store is dropped, and so closed, with it.
+#[must_use]
+pub fn start<S: Store>(config: Config, store: S, recovered: Recovered, tasks: &Tasks) -> Handle {
+    let (handle, inputs, outboxes) = Handle::new();
+    let mut driver = Driver {
+        started: Instant::now(),
+        wall_us: 0,
+        core: None,
+        store,
+        outboxes,
+        actions: Vec::new(),
+        unpersisted: VecDeque::new(),
+        unpersisted_bytes: 0,
+        retry_at: None,
+        replies: BTreeMap::new(),
+        next_command: 1,
+    };
+    let now = driver.now();
+    let core = Core::restore(config, recovered, now, &mut driver.actions);
+    driver.core = Some(core);
+    let stop = tasks.stopped();
+    tasks.spawn("driver", async move {
+        driver.perform();
+        driver.run(inputs, stop).await;
+    });
+    handle
+}
+
+struct Driver<S> {
+    started: Instant,
+    /// The latest wall time: it never runs backwards within a process.
+    wall_us: u64,
+    core: Option<Core>,
+    store: S,
+    outboxes: Arc<Outboxes>,
+    actions: Vec<Action>,
+    /// Groups handed to the store and not yet durable, to hand over again if it refuses.
+    unpersisted: VecDeque<(Group, usize)>,
+    unpersisted_bytes: usize,
+    retry_at: Option<Instant>,
+    replies: BTreeMap<CommandId, oneshot::Sender<Response>>,
+    next_command: CommandId,
+}
+
+/// What a turn of the loop begins with.
+enum Woken {
+    Stored(StoreEvent),
+    Input(Option<Input>),
+    Time,
+    Retry,
+}
+
+impl<S: Store> Driver<S> {
+    async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: tokio_util::sync::CancellationToken) {
+        loop {
+            let deadline = self.core().deadline();
+            let has_room = self.unpersisted_bytes < limits::UNPERSISTED_BYTES_MAX;
+            // Completions before data: they free what data waits for. Time last: it is never urgent.
+            let woken = tokio::select! {
+                biased;
+                event = poll_fn(|cx| self.store.poll_event(cx)) => Woken::Stored(event),
+                input = inputs.recv(), if has_room => Woken::Input(input),
+                () = until(self.retry_at) => Woken::Retry,
+                () = until(deadline.map(|at| self.started + at)) => Woken::Time,
+                () = stop.cancelled(), if self.core().is_drained() => return,
+            };
+            match woken {
+                Woken::Stored(event) => self.on_stored(event),
+                Woken::Input(Some(input)) => self.on_inputs(input, &mut inputs),
+                Woken::Input(None) => return,
+                Woken::Time => self.apply(Event::TimerFired),
+                Woken::Retry => self.retry(),
+            }
+            self.perform();
+        }
+    }
+
+    fn core(&self) -> &Core {
+        self.core.as_ref().expect("set before the first turn")
+    }
+
+    fn now(&mut self) -> Now {
+        self.wall_us = self.wall_us.max(clock::wall_us());
+        Now {
+            mono: self.started.elapsed(),
+            wall_us: self.wall_us,
+            trusted: self.wall_us >= TRUSTED_FROM_US,
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let now = self.now();
+        self.core.as_mut().expect("set before the first turn").apply(now, event, &mut self.actions);
+    }
+
+    /// Applies what has come in, as far as one turn goes.
+    fn on_inputs(&mut self, first: Input, inputs: &mut mpsc::Receiver<Input>) {
+        let mut next = Some(first);
+        let mut applied = 0;
+        while let Some(input) = next {
+            match input {
+                Input::Event { event, _permit } => self.apply(event),
+                Input::Command { command, reply } => {
+                    let id = self.next_command;
+                    self.next_command += 1;
+                    self.replies.insert(id, reply);
+                    self.apply(Event::Commanded { command, id });
+                }
+            }
+            applied += 1;
+            next = if applied < limits::TURN_MAX { inputs.try_recv().ok() } else { None };
+        }
+    }
+
+    fn on_stored(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Persisted(lsn) => {
+                self.forget(lsn);
+                self.apply(Event::Persisted(lsn));
+            }
+            StoreEvent::Read { read, records } => self.apply(Event::ReadDone { read, records }),
+            StoreEvent::Refused { lsn, reason } => {
+                if self.retry_at.is_none() {
+                    tracing::error!(lsn, reason, "the store refused a write; it is tried again");
+                    self.retry_at = Some(Instant::now() + RETRY);
+                    self.apply(Event::StoreRefused { lsn, reason });
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, lsn: Lsn) {
+        while self.unpersisted.front().is_some_and(|(group, _)| group.lsn <= lsn) {
+            let (_, bytes) = self.unpersisted.pop_front().expect("looked at the front");
+            self.unpersisted_bytes -= bytes;
+        }
+    }
+
+    /// Hands the refused group and everything after it over again.
+    fn retry(&mut self) {
+        self.retry_at = None;
+        for (group, _) in &self.unpersisted {
+            self.store.submit(group.clone());
+        }
+    }
+
+    fn perform(&mut self) {
+        if self.actions.is_empty() {
+            return;
+        }
+        let outboxes = Arc::clone(&self.outboxes);
+        let outboxes = outboxes.lock().expect("no panic under this lock");
+        for action in self.actions.drain(..) {
+            match action {
+                Action::Persist(group) => {
+                    let bytes = group.records.iter().map(Record::wire_len).sum();
+                    self.unpersisted_bytes += bytes;
+                    // While a retry is pending the store gets nothing out of order.
+                    if self.retry_at.is_none() {
+                        self.store.submit(group.clone());
+                    }
+                    self.unpersisted.push_back((group, bytes));
+                }
+                Action::Output { session, output } => {
+                    if let Some(outbox) = outboxes.get(&session) {
+                        outbox.push(output);
+                    }
+                }
+                Action::Read(request) => self.store.read(request),
+                Action::Respond { id, response } => {
+                    if let Some(reply) = self.replies.remove(&id) {
+                        // Nobody waits any more: the command was run all the same.
+                        drop(reply.send(response));
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
