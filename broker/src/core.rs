@@ -45,8 +45,8 @@ pub use self::stats::{DropReason, Stats};
 use self::{
     client::{Client, ClientIx},
     event::{
-        Action, CloseReason, CommandId, Condition, Event, Lsn, Now, Origin, Output, ReadId, ReadRequest, Response,
-        SessionId,
+        Action, CloseReason, CommandId, Condition, Event, Lsn, Now, Origin, Output, ReadId, ReadRequest,
+        Response, SessionId,
     },
     ledger::{Effect, Ledger},
     link::{Claim, Link},
@@ -390,7 +390,8 @@ impl Core {
                 if client.queued > limits::CLIENT_QUEUE_BYTES_HARD && !client.closing {
                     client.closing = true;
                     self.stats.slow_consumers += 1;
-                    self.out.push(Action::Output { session, output: Output::Close(CloseReason::SlowConsumer) });
+                    self.out
+                        .push(Action::Output { session, output: Output::Close(CloseReason::SlowConsumer) });
                     return;
                 }
                 if client.closing && !matches!(output, Output::Close(_)) {
@@ -491,8 +492,7 @@ impl Core {
     /// Binds the next source number of this store.
     fn declare(&mut self, origin: &Origin, kind: SourceKind, name: &Arc<str>, class: Class) -> Source {
         let number = u32::try_from(self.sources.len() + 1).expect("fewer than 2^32 sources");
-        let source =
-            Source { number, origin: Arc::clone(origin), kind, name: Arc::clone(name), class };
+        let source = Source { number, origin: Arc::clone(origin), kind, name: Arc::clone(name), class };
         self.sources.push(source.clone());
         self.ledger.write(declare_record(&source, number));
         source

@@ -120,11 +120,7 @@ impl<S: Store> Driver<S> {
 
     fn now(&mut self) -> Now {
         self.wall_us = self.wall_us.max(clock::wall_us());
-        Now {
-            mono: self.started.elapsed(),
-            wall_us: self.wall_us,
-            trusted: self.wall_us >= TRUSTED_FROM_US,
-        }
+        Now { mono: self.started.elapsed(), wall_us: self.wall_us, trusted: self.wall_us >= TRUSTED_FROM_US }
     }
 
     fn apply(&mut self, event: Event) {

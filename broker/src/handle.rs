@@ -41,8 +41,14 @@ pub(crate) type Outboxes = Mutex<HashMap<SessionId, Arc<OutboxShared>>>;
 #[derive(Debug)]
 pub(crate) enum Input {
     /// The permit is given back when the event has been applied.
-    Event { event: Event, _permit: Option<OwnedSemaphorePermit> },
-    Command { command: Command, reply: oneshot::Sender<Response> },
+    Event {
+        event: Event,
+        _permit: Option<OwnedSemaphorePermit>,
+    },
+    Command {
+        command: Command,
+        reply: oneshot::Sender<Response>,
+    },
 }
 
 impl Handle {
@@ -148,7 +154,11 @@ impl Outbox {
         if queue.is_empty() {
             return false;
         }
-        if into.is_empty() { std::mem::swap(&mut *queue, into) } else { into.append(&mut queue) }
+        if into.is_empty() {
+            std::mem::swap(&mut *queue, into)
+        } else {
+            into.append(&mut queue)
+        }
         true
     }
 }

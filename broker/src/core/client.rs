@@ -201,7 +201,11 @@ impl Client {
             lost_at_us: self.lost_at_us,
             will,
         };
-        ledger.write_local(Kind::SESSION, Bytes::copy_from_slice(self.id.as_bytes()), Some(codec::encode(&value)));
+        ledger.write_local(
+            Kind::SESSION,
+            Bytes::copy_from_slice(self.id.as_bytes()),
+            Some(codec::encode(&value)),
+        );
     }
 
     /// Deletes everything that was written of this session.

@@ -169,7 +169,8 @@ impl Core {
     /// The counters, with the gauges as they are now.
     fn stats_now(&self) -> super::Stats {
         let mut stats = self.stats.clone();
-        stats.clients = self.sessions.values().filter(|party| matches!(party, Party::Client(_))).count() as u64;
+        stats.clients =
+            self.sessions.values().filter(|party| matches!(party, Party::Client(_))).count() as u64;
         stats.clients_away = self.clients.values().filter(|client| client.session.is_none()).count() as u64;
         stats.links = self.links.values().filter(|link| link.phase == Phase::Established).count() as u64;
         let clients: usize = self.clients.values().map(|client| client.queued).sum();
@@ -183,10 +184,12 @@ impl Core {
             let mark = link.or_else(|| self.marks.get(&(String::new(), log.id)));
             let acknowledged = mark.map_or(log.first.saturating_sub(1), |mark| mark.mark);
             stats.log_unacknowledged += (log.durable_next - 1).saturating_sub(acknowledged);
-            let oldest = log.in_tail(acknowledged + 1).and_then(|record| codec::FrameView::parse(&record.body).ok());
+            let oldest =
+                log.in_tail(acknowledged + 1).and_then(|record| codec::FrameView::parse(&record.body).ok());
             if let Some(view) = oldest {
                 let held = stats.oldest_unacknowledged_us;
-                stats.oldest_unacknowledged_us = if held == 0 { view.time_us() } else { held.min(view.time_us()) };
+                stats.oldest_unacknowledged_us =
+                    if held == 0 { view.time_us() } else { held.min(view.time_us()) };
             }
         }
         stats

@@ -118,9 +118,13 @@ impl Core {
 
     fn pump_client(&mut self, ix: ClientIx, id: LogId) {
         for _ in 0..PUMP_RECORDS {
-            let (Some(client), Some(log)) = (self.clients.get_mut(&ix), self.logs.get_mut(&id)) else { return };
+            let (Some(client), Some(log)) = (self.clients.get_mut(&ix), self.logs.get_mut(&id)) else {
+                return;
+            };
             let Some(cursor) = client.cursors.get_mut(&id) else { return };
-            let (Some(next), false, true) = (cursor.next, cursor.reading, client.session.is_some()) else { return };
+            let (Some(next), false, true) = (cursor.next, cursor.reading, client.session.is_some()) else {
+                return;
+            };
             if next >= log.durable_next {
                 if log.retired {
                     return;
@@ -251,7 +255,8 @@ impl Core {
         let Some(session) = client.session else { return };
         let Some(held) = client.inflight.get_mut(&packet_id) else { return };
         let Some((log, seq)) = held.at else { return };
-        let found = records.first().filter(|record| record.header.seq == seq && record.header.kind == Kind::LOG);
+        let found =
+            records.first().filter(|record| record.header.seq == seq && record.header.kind == Kind::LOG);
         let (Some(record), Some(log)) = (found, self.logs.get(&log)) else {
             // Retention took it: the client will never get it, and its packet id is free.
             client.release(packet_id);
@@ -290,7 +295,8 @@ impl Core {
             if self.has_expired(&view, 0) {
                 continue;
             }
-            let published = if flags.contains(Flags::QOS2) { 2 } else { u8::from(flags.contains(Flags::QOS1)) };
+            let published =
+                if flags.contains(Flags::QOS2) { 2 } else { u8::from(flags.contains(Flags::QOS1)) };
             let mut delivery = template(subscription);
             delivery.qos = published.min(subscription.qos);
             delivery.retain = true;
@@ -323,7 +329,10 @@ fn cursor_dirty(client: &mut super::client::Client, log: LogId) {
 }
 
 /// The highest QoS of the subscriptions that match, and a delivery with what they ask for.
-fn best_match<'a>(subscriptions: impl Iterator<Item = &'a Subscription>, topic: &str) -> Option<(u8, Delivery)> {
+fn best_match<'a>(
+    subscriptions: impl Iterator<Item = &'a Subscription>,
+    topic: &str,
+) -> Option<(u8, Delivery)> {
     let mut best: Option<(u8, Delivery)> = None;
     let mut identifiers = Vec::new();
     for held in subscriptions.filter(|held| held.filter.matches(topic, held.wildcard_matches_dollar)) {

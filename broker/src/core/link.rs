@@ -107,9 +107,17 @@ pub(super) struct StateExport {
 /// What a number of the peer's stands for.
 #[derive(Debug, Clone)]
 pub(super) enum Import {
-    Log { origin: Origin, stream: Arc<str>, class: Class },
-    State { space: usize },
-    Live { origin: Origin },
+    Log {
+        origin: Origin,
+        stream: Arc<str>,
+        class: Class,
+    },
+    State {
+        space: usize,
+    },
+    Live {
+        origin: Origin,
+    },
     /// From a newer peer: skipped.
     Unknown,
 }
@@ -154,7 +162,14 @@ impl Link {
     }
 
     /// Sends a live record of an origin; the source is declared at first use.
-    pub(super) fn push_live(&mut self, origin: &Origin, class: Class, flags: Flags, correlation: u64, body: bytes::Bytes) {
+    pub(super) fn push_live(
+        &mut self,
+        origin: &Origin,
+        class: Class,
+        flags: Flags,
+        correlation: u64,
+        body: bytes::Bytes,
+    ) {
         let key = (Arc::clone(origin), class);
         let number = match self.live.get(&key) {
             Some(number) => *number,
@@ -271,7 +286,9 @@ impl Core {
     fn on_hello(&mut self, session: SessionId, hello: &proto::Hello) -> Result<(), String> {
         if hello.protocol_max < *PROTOCOL.start() || hello.protocol_min > *PROTOCOL.end() {
             let (min, max) = (hello.protocol_min, hello.protocol_max);
-            let what = format!("this hub speaks protocol {PROTOCOL:?}, the node {min} to {max}: upgrade the older one");
+            let what = format!(
+                "this hub speaks protocol {PROTOCOL:?}, the node {min} to {max}: upgrade the older one"
+            );
             self.refuse(session, proto::RefusalReason::ProtocolVersion, &what, 0);
             return Ok(());
         }
@@ -308,7 +325,12 @@ impl Core {
         Ok(())
     }
 
-    fn establish(&mut self, session: SessionId, marks: &[proto::LogMark], positions: &[proto::StatePosition]) {
+    fn establish(
+        &mut self,
+        session: SessionId,
+        marks: &[proto::LogMark],
+        positions: &[proto::StatePosition],
+    ) {
         let link = self.links.get_mut(&session).expect("the link that said hello");
         link.phase = Phase::Established;
         self.begin_exports(session, marks, positions);
@@ -339,7 +361,12 @@ impl Core {
                 return false;
             }
             if let Some(older) = held.session {
-                self.refuse(older, proto::RefusalReason::Fenced, "a newer session of this instance exists", 0);
+                self.refuse(
+                    older,
+                    proto::RefusalReason::Fenced,
+                    "a newer session of this instance exists",
+                    0,
+                );
             }
         }
         let claim = Claim { instance: instance.to_vec(), session: Some(session), released: now };
@@ -442,7 +469,9 @@ impl Core {
             2 if from_hub && origin.is_empty() && *name == *format!("down/{}", self.config.name) => {
                 Ok(Import::Log { origin, stream: name, class })
             }
-            3 if from_node && UP_SPACES.contains(&&*name) => Ok(Import::State { space: self.space_of(&origin, &name) }),
+            3 if from_node && UP_SPACES.contains(&&*name) => {
+                Ok(Import::State { space: self.space_of(&origin, &name) })
+            }
             3 if from_hub && origin.is_empty() && &*name == "fleet" => {
                 Ok(Import::State { space: self.space_of(&origin, &name) })
             }

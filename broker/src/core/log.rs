@@ -11,8 +11,15 @@ use std::{
 use bytes::Bytes;
 use codec::{Class, Flags, Kind, Record, RecordHeader, proto};
 
-use super::{client::ClientIx, event::Origin, ledger::{Effect, Ledger}};
-use crate::{limits, store::{LogRecovery, Source}};
+use super::{
+    client::ClientIx,
+    event::Origin,
+    ledger::{Effect, Ledger},
+};
+use crate::{
+    limits,
+    store::{LogRecovery, Source},
+};
 
 /// A Log is known by its number in the store.
 pub(super) type LogId = u32;
@@ -131,8 +138,7 @@ impl Log {
     fn push(&mut self, ledger: &mut Ledger, record: Record) {
         let seq = record.header.seq;
         self.next = seq + 1;
-        self.last_crc =
-            if record.header.kind == Kind::LOG { crc32c::crc32c(&record.body) } else { 0 };
+        self.last_crc = if record.header.kind == Kind::LOG { crc32c::crc32c(&record.body) } else { 0 };
         let bytes = record.wire_len() as u64;
         self.bytes += bytes;
         match self.stretches.back_mut() {
@@ -225,7 +231,8 @@ pub(super) fn range_of(record: &Record) -> (u64, u64) {
 
 /// A gap record for seqs that are not there any more.
 pub(super) fn gap(log: &Log, from: u64, to: u64, reason: proto::GapReason) -> Record {
-    let gap = proto::Gap { from, to, count: (to + 1).saturating_sub(from), reason: reason as i32, new_epoch: 0 };
+    let gap =
+        proto::Gap { from, to, count: (to + 1).saturating_sub(from), reason: reason as i32, new_epoch: 0 };
     let header = RecordHeader {
         kind: Kind::GAP,
         class: log.class as u8,

@@ -11,8 +11,7 @@ use super::{
     event::{Delivery, Front, Origin, Output, Position, Publish, PublishRefusal, Reply, SessionId, Target},
     ledger::Effect,
     log::LogId,
-    request,
-    trie,
+    request, trie,
 };
 use crate::limits;
 
@@ -147,7 +146,8 @@ impl Core {
 
     fn stream_of(&self, topic: &str) -> (Arc<str>, Class) {
         let streams = &self.config.streams;
-        let found = streams.iter().find(|stream| stream.filters.iter().any(|filter| filter.matches(topic, false)));
+        let found =
+            streams.iter().find(|stream| stream.filters.iter().any(|filter| filter.matches(topic, false)));
         let stream = found.unwrap_or(&self.config.default_stream);
         (Arc::clone(&stream.name), stream.class)
     }

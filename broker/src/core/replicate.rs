@@ -7,7 +7,7 @@ use codec::{Class, Flags, FrameView, Kind, Record, RecordHeader, proto};
 
 use super::{
     Core, DropReason, Reading,
-    event::{Origin, Peer, Role, SessionId, StateEvent, Output},
+    event::{Origin, Output, Peer, Role, SessionId, StateEvent},
     ledger::Effect,
     link::{Import, Link, LinkSource, LogExport, Phase, StateExport},
     log::{self, Log, LogId},
@@ -208,7 +208,8 @@ impl Core {
         let Some(link) = self.links.get_mut(&session) else { return };
         let Some(export) = link.logs.get_mut(&id) else { return };
         let Some(mark) = export.checking.take() else { return };
-        let record = records.first().filter(|found| found.header.seq == mark.mark && found.header.kind == Kind::LOG);
+        let record =
+            records.first().filter(|found| found.header.seq == mark.mark && found.header.kind == Kind::LOG);
         if record.is_some_and(|found| crc32c::crc32c(&found.body) != mark.crc) {
             self.change_epoch(session, id);
         }
@@ -299,7 +300,10 @@ impl Core {
             let Some(export) = link.logs.get_mut(&id) else { return };
             let log = &self.logs[&id];
             let blocked = export.reading || export.checking.is_some();
-            if blocked || export.in_flight_bytes >= limits::LINK_LOG_WINDOW_BYTES || export.next >= log.durable_next {
+            if blocked
+                || export.in_flight_bytes >= limits::LINK_LOG_WINDOW_BYTES
+                || export.next >= log.durable_next
+            {
                 return;
             }
             *budget -= 1;
@@ -425,7 +429,9 @@ impl Core {
     pub(super) fn on_ack(&mut self, session: SessionId, ack: &proto::Ack) {
         let Some(link) = self.links.get_mut(&session) else { return };
         for at in &ack.sources {
-            if let Some(export) = link.logs.values_mut().find(|export| export.number == at.source && at.source != 0) {
+            if let Some(export) =
+                link.logs.values_mut().find(|export| export.number == at.source && at.source != 0)
+            {
                 while export.in_flight.front().is_some_and(|(seq, _)| *seq <= at.seq) {
                     let (_, bytes) = export.in_flight.pop_front().expect("looked at the front");
                     export.in_flight_bytes -= bytes;
@@ -501,10 +507,17 @@ impl Core {
         Ok(())
     }
 
-    fn import_log(&mut self, origin: &Origin, stream: &Arc<str>, class: Class, record: Record) -> Result<(), String> {
+    fn import_log(
+        &mut self,
+        origin: &Origin,
+        stream: &Arc<str>,
+        class: Class,
+        record: Record,
+    ) -> Result<(), String> {
         let (from, to, new_epoch) = match record.header.kind {
             Kind::GAP => {
-                let gap: proto::Gap = codec::decode(record.body.clone()).map_err(|error| error.to_string())?;
+                let gap: proto::Gap =
+                    codec::decode(record.body.clone()).map_err(|error| error.to_string())?;
                 if record.header.seq == u64::MAX || gap.from > record.header.seq + 1 {
                     return Err("a gap that ends before it begins".to_owned());
                 }
@@ -520,7 +533,8 @@ impl Core {
                 // Seqs may begin again below the old mark: what follows gets a source of its own.
                 if current.is_some() {
                     self.stats.gap("epoch_change", 0);
-                    let message = format!("stream {stream} of {origin:?} began a new epoch at seq {}", to + 1);
+                    let message =
+                        format!("stream {stream} of {origin:?} began a new epoch at seq {}", to + 1);
                     self.set_condition("EpochChanged", format!("{origin}/{stream}"), message);
                 }
                 let id = self.new_log(origin, stream, class, to + 1, Some(epoch));
@@ -629,7 +643,8 @@ impl Core {
             let Some(link) = self.links.get_mut(&session) else { continue };
             let owed = std::mem::take(&mut link.owed);
             let link = &self.links[&session];
-            let sources = owed.iter().filter_map(|number| self.position_of(*number, &link.imports[number])).collect();
+            let sources =
+                owed.iter().filter_map(|number| self.position_of(*number, &link.imports[number])).collect();
             self.send_control(session, proto::control::Message::Ack(proto::Ack { sources }));
         }
     }

@@ -100,7 +100,8 @@ impl Core {
     pub(super) fn answer_hop(&mut self, topic: &str, frame: &Bytes) {
         let hop = topic.strip_prefix(HOP_PREFIX).and_then(|rest| rest.split_once('/'));
         let parsed = hop.and_then(|(session, id)| Some((session.parse().ok()?, id.parse().ok()?)));
-        let Some((session, correlation)) = parsed.map(|(session, id): (u64, u64)| (SessionId(session), id)) else {
+        let Some((session, correlation)) = parsed.map(|(session, id): (u64, u64)| (SessionId(session), id))
+        else {
             return self.stats.drop(DropReason::UnknownReply);
         };
         self.answer(session, correlation, frame.clone());

@@ -109,7 +109,9 @@ impl Core {
             let Some(zero) = fact.key.iter().position(|byte| *byte == 0) else { continue };
             let (receiver, log) = fact.key.split_at(zero);
             let id = LogId::from_be_bytes(log[1..].try_into().unwrap_or_default());
-            if let (Ok(receiver), Ok(mark)) = (std::str::from_utf8(receiver), codec::decode(fact.value.clone())) {
+            if let (Ok(receiver), Ok(mark)) =
+                (std::str::from_utf8(receiver), codec::decode(fact.value.clone()))
+            {
                 self.marks.insert((receiver.to_owned(), id), mark);
             }
         }
@@ -140,8 +142,12 @@ impl Core {
             _ => self.mint_above(stored.unwrap_or(0)),
         }
         if self.config.mint {
-            let own: Vec<LogId> =
-                self.logs.values().filter(|log| log.origin == self.own && !log.retired).map(|log| log.id).collect();
+            let own: Vec<LogId> = self
+                .logs
+                .values()
+                .filter(|log| log.origin == self.own && !log.retired)
+                .map(|log| log.id)
+                .collect();
             for id in own {
                 let epoch = self.rng.random();
                 let log = self.logs.get_mut(&id).expect("listed");

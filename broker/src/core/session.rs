@@ -8,8 +8,8 @@ use super::{
     Core, Party, Timer,
     client::{Client, ClientIx, Cursor, inbound_key, outbound_key},
     event::{
-        ClientAck, CloseReason, Front, OriginFilter, Output, Reply, RetainedOnSubscribe, SessionId, SessionOpen,
-        Subscription, Unsubscribe,
+        ClientAck, CloseReason, Front, OriginFilter, Output, Reply, RetainedOnSubscribe, SessionId,
+        SessionOpen, Subscription, Unsubscribe,
     },
     ledger::Effect,
     log::LogId,
@@ -49,7 +49,8 @@ impl Core {
 
     /// The client of this id, taken over from its older connection, or a new one; whether it has state.
     fn find_or_add_client(&mut self, open: &SessionOpen) -> (ClientIx, bool) {
-        if let Some(ix) = self.client_ids.get(&open.client_id).copied().filter(|_| !open.client_id.is_empty()) {
+        if let Some(ix) = self.client_ids.get(&open.client_id).copied().filter(|_| !open.client_id.is_empty())
+        {
             if let Some(older) = self.clients[&ix].session {
                 self.output(older, Output::Close(CloseReason::TakenOver));
                 self.detach(older, ix, false);
@@ -129,7 +130,8 @@ impl Core {
     }
 
     pub(super) fn on_expired(&mut self, ix: ClientIx, visits: u64) {
-        let away = self.clients.get(&ix).is_some_and(|client| client.visits == visits && client.session.is_none());
+        let away =
+            self.clients.get(&ix).is_some_and(|client| client.visits == visits && client.session.is_none());
         if away {
             self.on_will_due(ix, visits);
             self.end_client(ix);
@@ -363,7 +365,13 @@ impl Core {
         }
     }
 
-    pub(super) fn write_outbound(&mut self, id: &str, packet_id: u16, at: Option<(LogId, u64)>, released: bool) {
+    pub(super) fn write_outbound(
+        &mut self,
+        id: &str,
+        packet_id: u16,
+        at: Option<(LogId, u64)>,
+        released: bool,
+    ) {
         let mut value = proto::Outbound { released, ..proto::Outbound::default() };
         if let Some((log, seq)) = at
             && let Some(log) = self.logs.get(&log)

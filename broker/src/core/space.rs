@@ -52,7 +52,14 @@ struct Entry {
 }
 
 impl Space {
-    pub(super) fn new(source: u32, index: usize, origin: &Origin, name: &Arc<str>, class: Class, owned: bool) -> Self {
+    pub(super) fn new(
+        source: u32,
+        index: usize,
+        origin: &Origin,
+        name: &Arc<str>,
+        class: Class,
+        owned: bool,
+    ) -> Self {
         Self {
             source,
             index,
@@ -103,7 +110,10 @@ impl Space {
     }
 
     /// Frames and flags of the live entries whose key passes.
-    pub(super) fn frames<'a>(&'a self, pass: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = (Flags, &'a Bytes)> {
+    pub(super) fn frames<'a>(
+        &'a self,
+        pass: impl Fn(&str) -> bool + 'a,
+    ) -> impl Iterator<Item = (Flags, &'a Bytes)> {
         let live = self.entries.iter().filter(move |(key, entry)| !entry.tombstone && pass(key));
         live.map(|(_, entry)| (entry.flags, &entry.frame))
     }
@@ -114,7 +124,11 @@ impl Space {
     }
 
     /// Live entries by prefix, in key order.
-    pub(super) fn list<'a>(&'a self, prefix: &'a str, after: Option<&str>) -> impl Iterator<Item = StateEntry> + 'a {
+    pub(super) fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = StateEntry> + 'a {
         let from = match after {
             Some(after) if after >= prefix => Bound::Excluded(after.to_owned()),
             _ => Bound::Included(prefix.to_owned()),

@@ -103,7 +103,12 @@ impl Trie {
 
     /// Who gets a message on this topic of this origin: those who asked for this origin, and those who
     /// asked for every node's.
-    pub(super) fn matches(&mut self, own: &Origin, origin: &Origin, topic: &str) -> [Option<Arc<Matched>>; 2] {
+    pub(super) fn matches(
+        &mut self,
+        own: &Origin,
+        origin: &Origin,
+        topic: &str,
+    ) -> [Option<Arc<Matched>>; 2] {
         let here = self.spaces.get_mut(origin).and_then(|space| space.answer(topic));
         let foreign = !origin.is_empty() && origin != own;
         let anywhere = if foreign { self.any_node.answer(topic) } else { None };
