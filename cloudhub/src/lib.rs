@@ -1,5 +1,9 @@
 //! The hub: accepts nodes, says who they are, and offers their messages to NATS clients.
 
+pub mod admin;
+pub mod authorizer;
+pub mod bootstrap;
 pub mod ca;
 pub mod registry;
+pub mod renew;
 pub mod token;

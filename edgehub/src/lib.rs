@@ -1,1 +1,5 @@
-//! stub
+//! The node: serves its devices with or without a hub, and links to one once it has joined.
+
+pub mod https;
+pub mod identity;
+pub mod join;

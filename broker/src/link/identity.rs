@@ -11,9 +11,13 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Version};
 
-use crate::core::event::{self, Origin};
+use crate::{
+    core::event::{self, Origin},
+    enroll,
+};
 
 /// An identity of one tier.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -88,6 +92,8 @@ pub struct PeerCertificate {
     pub identity: Identity,
     /// Serial number, lower-case hex without separators: how a revocation names it.
     pub serial: String,
+    /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex: how an enrolment names the key.
+    pub key: String,
     /// Seconds since 1970 from which it holds.
     pub not_before_s: i64,
     /// Seconds since 1970 until which it holds.
@@ -114,7 +120,8 @@ impl PeerCertificate {
         let validity = certificate.validity();
         Ok(Self {
             identity,
-            serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+            serial: enroll::hex(certificate.raw_serial()),
+            key: enroll::hex(&Sha256::digest(certificate.public_key().raw)),
             not_before_s: validity.not_before.timestamp(),
             not_after_s: validity.not_after.timestamp(),
         })
