@@ -299,11 +299,19 @@ impl Core {
     /// Keeps the invariants after every event: due timers, deliveries, exports, one group.
     fn settle(&mut self) {
         self.fire_timers();
-        self.pump_deliveries();
-        self.pump_exports();
-        if let Some(group) = self.ledger.close() {
-            self.stats.groups += 1;
-            self.out.push(Action::Persist(group));
+        loop {
+            self.pump_deliveries();
+            self.pump_exports();
+            if let Some(group) = self.ledger.close() {
+                self.stats.groups += 1;
+                self.out.push(Action::Persist(group));
+            }
+            // Effects that depend on nothing new happen at once, and may cause more.
+            let effects = self.ledger.ready();
+            if effects.is_empty() {
+                return;
+            }
+            self.take_effect(effects);
         }
     }
 
@@ -312,12 +320,19 @@ impl Core {
             self.refusing = false;
             self.clear_condition("StoreUnavailable", "");
         }
-        for effect in self.ledger.persisted(lsn) {
+        self.ledger.persisted(lsn);
+        let effects = self.ledger.ready();
+        self.take_effect(effects);
+    }
+
+    fn take_effect(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
             match effect {
                 Effect::Reply(session, reply) => self.output(session, Output::Reply(reply)),
                 Effect::Output(session, output) => self.output(session, output),
                 Effect::LogDurable { log, seq } => self.on_log_durable(log, seq),
-                Effect::StateDurable { space, key, pair } => self.on_state_durable(space, &key, pair),
+                Effect::StateDurable { space, key, version } => self.on_state_durable(space, &key, version),
+                Effect::BarrierDurable { space, pair } => self.spaces[space].passed(pair),
                 Effect::LinkAck { session, source } => self.on_import_durable(session, source),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
             }

@@ -115,6 +115,11 @@ impl Client {
         self.expiry_s > 0 && !self.id.is_empty()
     }
 
+    /// It holds cursors: it subscribed to something at QoS 1 or 2.
+    pub(super) fn wants_logs(&self) -> bool {
+        self.front == Front::Mqtt && self.subscriptions.values().any(|held| held.qos > 0)
+    }
+
     /// It may get another unacknowledged delivery of this size.
     pub(super) fn has_window(&self, log: LogId, bytes: usize) -> bool {
         let few = self.inflight.len() < usize::from(self.receive_max);

@@ -212,7 +212,7 @@ impl Core {
         let published = if record.header.flags.contains(Flags::QOS2) { 2 } else { 1 };
         let delivery = Delivery {
             frame: record.body.clone(),
-            origin: Arc::clone(&log.origin),
+            origin: Arc::clone(&self.own),
             qos: published.min(qos),
             retain: template.retain && record.header.flags.contains(Flags::RETAIN),
             position: Some(Position { stream: Arc::clone(&log.stream), epoch: record.header.epoch, seq }),
@@ -265,7 +265,7 @@ impl Core {
         };
         let delivery = Delivery {
             frame: record.body.clone(),
-            origin: Arc::clone(&log.origin),
+            origin: Arc::clone(&self.own),
             sub: 0,
             identifiers: None,
             qos: 2,

@@ -12,7 +12,7 @@ use super::{
     event::{CommandId, Group, Lsn, Output, Reply, Response, SessionId},
     link::LinkSource,
     log::LogId,
-    space::Pair,
+    space::{Pair, Version},
 };
 
 /// What happens once a group is durable.
@@ -25,7 +25,9 @@ pub(super) enum Effect {
     /// A Log record may be seen by readers, routed and exported.
     LogDurable { log: LogId, seq: u64 },
     /// An own State entry may be exported and seen by watchers.
-    StateDurable { space: usize, key: String, pair: Pair },
+    StateDurable { space: usize, key: String, version: Version },
+    /// Everything of a space up to here is durable, by its owner's barrier.
+    BarrierDurable { space: usize, pair: Pair },
     /// The peer of a link may be told that this source is durable up to here.
     LinkAck { session: SessionId, source: LinkSource },
     /// The answer to a command.
@@ -38,11 +40,13 @@ pub(super) struct Ledger {
     records: Vec<Record>,
     effects: Vec<Effect>,
     waiting: VecDeque<(Lsn, Vec<Effect>)>,
+    /// Groups up to here are durable.
+    durable: Lsn,
 }
 
 impl Ledger {
     pub(super) fn new(last_lsn: Lsn) -> Self {
-        Self { last_lsn, ..Self::default() }
+        Self { last_lsn, durable: last_lsn, ..Self::default() }
     }
 
     /// Adds a record to the group of this `apply`.
@@ -94,10 +98,15 @@ impl Ledger {
         self.waiting.is_empty() && self.records.is_empty()
     }
 
-    /// What may happen now that groups up to `lsn` are durable.
-    pub(super) fn persisted(&mut self, lsn: Lsn) -> Vec<Effect> {
+    /// Groups up to `lsn` are durable.
+    pub(super) fn persisted(&mut self, lsn: Lsn) {
+        self.durable = self.durable.max(lsn);
+    }
+
+    /// What may happen because all that it depends on is durable.
+    pub(super) fn ready(&mut self) -> Vec<Effect> {
         let mut ready = Vec::new();
-        while self.waiting.front().is_some_and(|(at, _)| *at <= lsn) {
+        while self.waiting.front().is_some_and(|(at, _)| *at <= self.durable) {
             ready.extend(self.waiting.pop_front().expect("looked at the front").1);
         }
         ready

@@ -26,7 +26,7 @@ use super::{
     log::LogId,
     space::Pair,
 };
-use crate::store::SourceKind;
+use crate::{limits, store::SourceKind};
 
 /// Protocol versions that this build speaks.
 const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;
@@ -69,6 +69,9 @@ pub(super) struct Link {
     /// Sources of the peer whose durable position it has not been told.
     pub(super) owed: BTreeSet<LinkSource>,
     pending: BTreeMap<Class, Vec<Record>>,
+    /// What came before Welcome: classes overtake control, because each has a stream of its own.
+    early: Vec<Record>,
+    early_bytes: usize,
 }
 
 /// A Log on its way to the peer.
@@ -135,12 +138,24 @@ impl Link {
             imports: BTreeMap::new(),
             owed: BTreeSet::new(),
             pending: BTreeMap::new(),
+            early: Vec::new(),
+            early_bytes: 0,
         }
     }
 
     /// The key of what is stored about this peer as a receiver: replicas of a tier are one.
     pub(super) fn receiver(&self) -> &str {
         if self.peer.role == Role::Hub { "" } else { &self.peer.name }
+    }
+
+    /// Keeps a record that overtook Welcome. The peer's windows bound what can come.
+    fn park(&mut self, record: Record) -> Result<(), String> {
+        self.early_bytes += record.wire_len();
+        if self.early_bytes > limits::LINK_EARLY_BYTES {
+            return Err("more records before welcome than any window allows".to_owned());
+        }
+        self.early.push(record);
+        Ok(())
     }
 
     /// Declares a source; the record goes on the class stream of the records that follow it.
@@ -220,13 +235,14 @@ impl Core {
 
     pub(super) fn on_link_received(&mut self, session: SessionId, records: Vec<Record>) {
         for record in records {
-            let Some(link) = self.links.get(&session) else { return };
+            let Some(link) = self.links.get_mut(&session) else { return };
             let phase = link.phase;
             if phase == Phase::Closing {
                 return;
             }
             let outcome = match record.header.kind {
                 Kind::CONTROL => self.on_control(session, phase, record),
+                _ if phase == Phase::AwaitingWelcome => link.park(record),
                 _ if phase != Phase::Established => Err("records before hello and welcome".to_owned()),
                 Kind::DECLARE => self.on_declare(session, record),
                 kind if kind.is_journal_only() => Err(format!("a record of kind {} on a link", kind.0)),
@@ -322,6 +338,9 @@ impl Core {
         self.conditions.remove(&("DuplicateIdentity", self.config.name.to_string()));
         self.conditions.remove(&("LinkRefused", self.config.name.to_string()));
         self.establish(session, &welcome.marks, &welcome.positions);
+        let link = self.links.get_mut(&session).expect("just established");
+        let early = std::mem::take(&mut link.early);
+        self.on_link_received(session, early);
         Ok(())
     }
 

@@ -7,13 +7,13 @@ use codec::{Class, Flags, FrameView, Kind, Record, RecordHeader, proto};
 
 use super::{
     Core, DropReason, Reading,
-    event::{Origin, Output, Peer, Role, SessionId, StateEvent},
+    event::{Origin, Output, Peer, Role, SessionId},
     ledger::Effect,
     link::{Import, Link, LinkSource, LogExport, Phase, StateExport},
     log::{self, Log, LogId},
     publish::Message,
     request,
-    space::Pair,
+    space::{Pair, Version},
 };
 use crate::{limits, store::SourceKind};
 
@@ -494,7 +494,7 @@ impl Core {
                 let pair = (record.header.epoch, record.header.seq);
                 let now = self.now;
                 self.spaces[space].barrier(&mut self.ledger, now, pair);
-                self.ledger.after(Effect::StateDurable { space, key: String::new(), pair });
+                self.ledger.after(Effect::BarrierDurable { space, pair });
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
             (Import::Live { origin }, Kind::LIVE) => self.import_live(session, &origin, &record),
@@ -667,17 +667,17 @@ impl Core {
     }
 
     /// A State change is durable: watchers see it, links send it.
-    pub(super) fn on_state_durable(&mut self, index: usize, key: &str, pair: Pair) {
+    pub(super) fn on_state_durable(&mut self, index: usize, key: &str, version: Version) {
         let space = &mut self.spaces[index];
-        space.persisted(pair);
-        let events: Vec<(SessionId, StateEvent)> = space
+        let event = space.persisted(key, version);
+        let watching: Vec<SessionId> = space
             .watchers
             .iter()
-            .filter(|(_, prefix)| !key.is_empty() && key.starts_with(&**prefix))
-            .filter_map(|(session, _)| Some((*session, space.event_of(key)?)))
+            .filter(|(_, prefix)| key.starts_with(&**prefix))
+            .map(|(session, _)| *session)
             .collect();
-        for (session, event) in events {
-            self.output(session, Output::State(event));
+        for session in watching {
+            self.output(session, Output::State(event.clone()));
         }
         if self.spaces[index].owned && !self.config.is_hub() {
             self.pump_links.extend(self.links.keys());

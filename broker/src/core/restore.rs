@@ -182,6 +182,11 @@ impl Core {
         for fact in locals.iter().filter(|fact| fact.kind == Kind::PACKET_ID) {
             self.restore_packet_id(fact);
         }
+        // Only now: a stored cursor must not be overwritten by one at the head.
+        let interested = self.clients.iter().filter(|(_, client)| client.wants_logs());
+        for ix in interested.map(|(ix, _)| *ix).collect::<Vec<_>>() {
+            self.add_cursors(ix);
+        }
     }
 
     fn restore_client(&mut self, stored: &proto::ClientSession) {
@@ -209,7 +214,7 @@ impl Core {
         self.client_ids.insert(id, ix);
         for (number, subscription) in (1..).zip(&stored.subscriptions) {
             if let Some(subscription) = Self::stored_subscription(number, subscription) {
-                self.add_subscription(ix, subscription);
+                self.index_subscription(ix, subscription);
             }
         }
         // The connection ended with the process at the latest.

@@ -209,7 +209,24 @@ impl Core {
         }
     }
 
-    pub(super) fn add_subscription(&mut self, ix: ClientIx, subscription: Subscription) {
+    fn add_subscription(&mut self, ix: ClientIx, subscription: Subscription) {
+        let wants_cursors = self.clients[&ix].front == Front::Mqtt && subscription.qos > 0;
+        self.index_subscription(ix, subscription);
+        if wants_cursors {
+            self.add_cursors(ix);
+        }
+    }
+
+    /// Gives a client a cursor at the head of every Log in which it has none.
+    pub(super) fn add_cursors(&mut self, ix: ClientIx) {
+        let logs: Vec<LogId> = self.readable_logs().collect();
+        for log in logs {
+            self.add_cursor(ix, log);
+        }
+    }
+
+    /// Makes routing know a subscription.
+    pub(super) fn index_subscription(&mut self, ix: ClientIx, subscription: Subscription) {
         let client = self.clients.get_mut(&ix).expect("the client exists");
         let mqtt = client.front == Front::Mqtt;
         let entry = trie::Entry {
@@ -223,19 +240,12 @@ impl Core {
             identifier: subscription.identifier,
             merge: mqtt,
         };
-        let wants_cursors = mqtt && subscription.qos > 0;
         if let Some(older) = client.subscriptions.insert(subscription.id, subscription.clone()) {
             self.trie.remove(&self.own, &older.origin, &older.filter, ix, older.id);
         } else {
             self.stats.subscriptions += 1;
         }
         self.trie.insert(&self.own, &subscription.origin, &subscription.filter, entry);
-        if wants_cursors {
-            let logs: Vec<LogId> = self.readable_logs().collect();
-            for log in logs {
-                self.add_cursor(ix, log);
-            }
-        }
     }
 
     /// The Logs that clients of this broker can hold cursors in: its own, and on a node what comes down.
@@ -272,14 +282,8 @@ impl Core {
         if !readable {
             return;
         }
-        let interested: Vec<ClientIx> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| {
-                client.front == Front::Mqtt && client.subscriptions.values().any(|held| held.qos > 0)
-            })
-            .map(|(ix, _)| *ix)
-            .collect();
+        let interested: Vec<ClientIx> =
+            self.clients.iter().filter(|(_, client)| client.wants_logs()).map(|(ix, _)| *ix).collect();
         for ix in interested {
             self.add_cursor(ix, log);
         }

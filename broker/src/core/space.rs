@@ -43,8 +43,19 @@ pub(super) struct Space {
     pub(super) watchers: BTreeSet<(SessionId, Arc<str>)>,
 }
 
+/// What a key holds.
 #[derive(Debug, Clone)]
 struct Entry {
+    latest: Version,
+    /// The newest durable version, while `latest` is not. Receivers and watchers see only this one: a
+    /// crash must not take back what they were shown, nor hide what they were not.
+    durable: Option<Version>,
+    latest_is_durable: bool,
+}
+
+/// One value of a key.
+#[derive(Debug, Clone)]
+pub(super) struct Version {
     pair: Pair,
     frame: Bytes,
     flags: Flags,
@@ -80,33 +91,38 @@ impl Space {
     pub(super) fn recover(&mut self, record: &Record) {
         let Ok(view) = FrameView::parse(&record.body) else { return };
         let key = view.topic().to_owned();
-        self.place(key, record.header, record.body.clone());
-        self.durable = self.at;
+        let version = self.place(&key, record.header, record.body.clone());
+        self.persisted(&key, version);
     }
 
-    fn place(&mut self, key: String, header: RecordHeader, frame: Bytes) {
-        let entry = Entry {
+    fn place(&mut self, key: &str, header: RecordHeader, frame: Bytes) -> Version {
+        let version = Version {
             pair: (header.epoch, header.seq),
             frame,
             flags: header.flags,
             tombstone: header.kind == Kind::TOMBSTONE,
         };
-        self.at = self.at.max(entry.pair);
+        self.at = self.at.max(version.pair);
         self.local = self.local.max(header.aux);
-        if self.owned {
-            self.changes.insert(entry.pair, key.clone());
+        match self.entries.get_mut(key) {
+            Some(entry) => {
+                let older = std::mem::replace(&mut entry.latest, version.clone());
+                if std::mem::take(&mut entry.latest_is_durable) {
+                    entry.durable = Some(older);
+                }
+            }
+            None => {
+                let entry = Entry { latest: version.clone(), durable: None, latest_is_durable: false };
+                self.entries.insert(key.to_owned(), entry);
+            }
         }
-        if let Some(older) = self.entries.insert(key, entry)
-            && self.owned
-        {
-            self.changes.remove(&older.pair);
-        }
+        version
     }
 
     /// The live entry of a key.
     pub(super) fn get(&self, key: &str) -> Option<StateEntry> {
-        let entry = self.entries.get(key)?;
-        (!entry.tombstone).then(|| entry.seen_as(key))
+        let version = &self.entries.get(key)?.latest;
+        (!version.tombstone).then(|| version.seen_as(key))
     }
 
     /// Frames and flags of the live entries whose key passes.
@@ -114,13 +130,13 @@ impl Space {
         &'a self,
         pass: impl Fn(&str) -> bool + 'a,
     ) -> impl Iterator<Item = (Flags, &'a Bytes)> {
-        let live = self.entries.iter().filter(move |(key, entry)| !entry.tombstone && pass(key));
-        live.map(|(_, entry)| (entry.flags, &entry.frame))
+        let live = self.entries.iter().filter(move |(key, entry)| !entry.latest.tombstone && pass(key));
+        live.map(|(_, entry)| (entry.latest.flags, &entry.latest.frame))
     }
 
     /// The pair held for a key, tombstones included.
     pub(super) fn pair_of(&self, key: &str) -> Option<Pair> {
-        self.entries.get(key).map(|entry| entry.pair)
+        self.entries.get(key).map(|entry| entry.latest.pair)
     }
 
     /// Live entries by prefix, in key order.
@@ -136,8 +152,8 @@ impl Space {
         self.entries
             .range((from, Bound::Unbounded))
             .take_while(move |(key, _)| key.starts_with(prefix))
-            .filter(|(_, entry)| !entry.tombstone)
-            .map(|(key, entry)| entry.seen_as(key))
+            .filter(|(_, entry)| !entry.latest.tombstone)
+            .map(|(key, entry)| entry.latest.seen_as(key))
     }
 
     /// Whether a write may happen; else the revision that was found (0 = absent).
@@ -203,21 +219,21 @@ impl Space {
             seq: pair.1,
             aux: self.local + 1,
         };
-        self.place(key.to_owned(), header, frame.clone());
+        let version = self.place(key, header, frame.clone());
         ledger.write(Record { header, body: frame });
-        ledger.after(Effect::StateDurable { space: self.index, key: key.to_owned(), pair });
+        ledger.after(Effect::StateDurable { space: self.index, key: key.to_owned(), version });
     }
 
     /// The owner's source was listed completely under this pair: what an older incarnation left and the
     /// new one did not name is gone.
     pub(super) fn barrier(&mut self, ledger: &mut Ledger, now: Now, pair: Pair) {
-        let stale: Vec<(String, u64)> = self
+        let stale: Vec<String> = self
             .entries
             .iter()
-            .filter(|(_, entry)| entry.pair.0 < pair.0 && !entry.tombstone)
-            .map(|(key, entry)| (key.clone(), entry.pair.1))
+            .filter(|(_, entry)| entry.latest.pair.0 < pair.0 && !entry.latest.tombstone)
+            .map(|(key, _)| key.clone())
             .collect();
-        for (key, _) in stale {
+        for key in stale {
             let parts = FrameParts { topic: &key, time_us: now.wall_us, ..FrameParts::default() };
             // Below every revision that the new incarnation will assign.
             self.apply(ledger, Kind::TOMBSTONE, Flags::IMPORTED, (pair.0, 0), &key, parts.encode());
@@ -229,7 +245,9 @@ impl Space {
     /// takes it again.
     pub(super) fn mint(&mut self, ledger: &mut Ledger, incarnation: u64) {
         self.at = (incarnation, 0);
-        let all: Vec<(String, Entry)> = self.entries.iter().map(|(k, e)| (k.clone(), e.clone())).collect();
+        self.changes.clear();
+        let all: Vec<(String, Version)> =
+            self.entries.iter().map(|(key, entry)| (key.clone(), entry.latest.clone())).collect();
         for (key, entry) in all {
             let kind = if entry.tombstone { Kind::TOMBSTONE } else { Kind::PUT };
             let pair = (incarnation, self.at.1 + 1);
@@ -237,47 +255,66 @@ impl Space {
         }
     }
 
-    /// This change is durable: it may be exported and acknowledged.
-    pub(super) fn persisted(&mut self, pair: Pair) {
+    /// This version is durable: it may be exported, watched and acknowledged.
+    pub(super) fn persisted(&mut self, key: &str, version: Version) -> StateEvent {
+        let event = version.event(key);
+        let pair = version.pair;
+        self.durable = self.durable.max(pair);
+        let Some(entry) = self.entries.get_mut(key) else { return event };
+        if self.owned {
+            // Until now the index named the version that was durable before this one.
+            if let Some(older) = &entry.durable {
+                self.changes.remove(&older.pair);
+            }
+            self.changes.insert(pair, key.to_owned());
+        }
+        if entry.latest.pair == pair {
+            entry.latest_is_durable = true;
+            entry.durable = None;
+        } else {
+            entry.durable = Some(version);
+        }
+        event
+    }
+
+    /// What a barrier claims is durable.
+    pub(super) fn passed(&mut self, pair: Pair) {
         self.durable = self.durable.max(pair);
     }
 
     /// The next durable change of an owned space after a position, as a record to send.
     pub(super) fn change_after(&self, position: Pair) -> Option<(Pair, Record)> {
-        let range = (Bound::Excluded(position), Bound::Included(self.durable));
-        if position >= self.durable {
-            return None;
-        }
-        let (at, key) = self.changes.range(range).next()?;
-        Some((*at, self.record_of(&self.entries[key])))
+        let (at, key) = self.changes.range((Bound::Excluded(position), Bound::Unbounded)).next()?;
+        let entry = &self.entries[key];
+        let version = entry.durable.as_ref().unwrap_or(&entry.latest);
+        debug_assert_eq!(version.pair, *at, "the index names the durable version");
+        Some((*at, self.record_of(version)))
     }
 
-    /// The event that a watcher of this key gets now.
-    pub(super) fn event_of(&self, key: &str) -> Option<StateEvent> {
-        let entry = self.entries.get(key)?;
-        Some(if entry.tombstone {
-            StateEvent::Deleted { key: key.to_owned(), revision: entry.pair.1 }
-        } else {
-            StateEvent::Put(entry.seen_as(key))
-        })
-    }
-
-    fn record_of(&self, entry: &Entry) -> Record {
-        let kind = if entry.tombstone { Kind::TOMBSTONE } else { Kind::PUT };
+    fn record_of(&self, version: &Version) -> Record {
+        let kind = if version.tombstone { Kind::TOMBSTONE } else { Kind::PUT };
         let header = RecordHeader {
             kind,
             class: self.class as u8,
             flags: Flags::default(),
             source: 0,
-            epoch: entry.pair.0,
-            seq: entry.pair.1,
+            epoch: version.pair.0,
+            seq: version.pair.1,
             aux: 0,
         };
-        Record { header, body: entry.frame.clone() }
+        Record { header, body: version.frame.clone() }
     }
 }
 
-impl Entry {
+impl Version {
+    fn event(&self, key: &str) -> StateEvent {
+        if self.tombstone {
+            StateEvent::Deleted { key: key.to_owned(), revision: self.pair.1 }
+        } else {
+            StateEvent::Put(self.seen_as(key))
+        }
+    }
+
     fn seen_as(&self, key: &str) -> StateEntry {
         StateEntry {
             key: key.to_owned(),
