@@ -38,8 +38,9 @@ clippy:
 	@$(STAGE) clippy cargo clippy --workspace --all-targets --locked -- -D warnings
 
 # The tests start the binaries of the same profile; cargo builds no binary for another package's tests.
+# Together with the tests, because the features of dependencies, hence what is compiled, are then the same.
 build:
-	@$(STAGE) build cargo build --workspace --bins --locked
+	@$(STAGE) build cargo build --workspace --bins --tests --locked
 
 # Unit, property, simulation, tidy and integration tests.
 ifeq ($(NEXTEST),yes)

@@ -29,7 +29,10 @@ const NAMED_IN: [(&str, &[&str]); 12] = [
     ("protox", &["codec/"]),
     ("lz4_flex", &["codec/"]),
     ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity"]),
-    ("x509_parser", &["broker/src/link/identity", "cloudhub/src/ca", "edgehub/src/identity"]),
+    (
+        "x509_parser",
+        &["broker/src/link/identity", "cloudhub/src/ca", "cloudhub/src/renew", "edgehub/src/identity"],
+    ),
     ("toml", &["modules/ops/src/config", "broker/src/front/auth"]),
     ("tracing_subscriber", &["modules/ops/src/logging"]),
     ("clap_complete", &["src/"]),
@@ -102,7 +105,7 @@ fn each_foreign_library_is_named_in_one_place() {
     for (library, places) in NAMED_IN {
         let mut files = BTreeSet::new();
         for (path, text) in sources() {
-            if !is_product(&path) || !code(&text).any(|line| names(line, library)) {
+            if !is_product(&path) || !code_without_tests(&text).any(|line| uses(line, library)) {
                 continue;
             }
             if !places.iter().any(|place| path.starts_with(place)) {
@@ -112,6 +115,30 @@ fn each_foreign_library_is_named_in_one_place() {
         }
         if ONE_FILE.contains(&library) && files.len() > 1 {
             wrong.push(format!("{library} is named in more than one file: {files:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_manifest_names_no_dependency_that_its_crate_does_not() {
+    let root = root();
+    let sources = sources();
+    let mut wrong = Vec::new();
+    for (package, manifest) in member_manifests(&root) {
+        let parsed = read_toml(&manifest);
+        let folder =
+            manifest.parent().and_then(|folder| folder.strip_prefix(&root).ok()).expect("in the tree");
+        // The root package owns src/ and build.rs only: everything else in its folder is another package's.
+        let folder = if folder.as_os_str().is_empty() { Path::new("src") } else { folder };
+        for section in ["dependencies", "dev-dependencies"] {
+            for name in parsed.get(section).and_then(toml::Value::as_table).into_iter().flatten() {
+                let library = name.0.replace('-', "_");
+                let mut own = sources.iter().filter(|(path, _)| Path::new(path).starts_with(folder));
+                if !own.any(|(_, text)| code(text).any(|line| uses(line, &library))) {
+                    wrong.push(format!("{package} depends on {} and never names it", name.0));
+                }
+            }
         }
     }
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -315,6 +342,19 @@ fn names(line: &str, name: &str) -> bool {
         let in_text = before.matches('"').count() % 2 == 1;
         !in_text && !before.ends_with(is_word) && !after.starts_with(is_word)
     })
+}
+
+/// Whether the line takes something from this library: `name::...`, or `use name;`.
+fn uses(line: &str, library: &str) -> bool {
+    let path = format!("{library}::");
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let path_starts = line.match_indices(&path).any(|(at, _)| {
+        let before = &line[..at];
+        !before.ends_with(is_word) || before.ends_with(" ::") || before.trim() == "::"
+    });
+    path_starts
+        || line.trim() == format!("use {library};")
+        || line.trim().starts_with(&format!("use {library} "))
 }
 
 /// Targets of `[text](target)`.
