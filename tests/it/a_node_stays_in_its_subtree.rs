@@ -14,7 +14,6 @@ use octobus_tests::{
     octobus::{NODE, Octobus, Pair, Role, Running, folder, join, octobus},
     stock::Place,
 };
-use prost::Message as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -91,7 +90,7 @@ impl Outcome {
         let is_refusal = |record: &Record| {
             record.header.kind == Kind::CONTROL
                 && matches!(
-                    proto::Control::decode(record.body.clone()),
+                    codec::decode::<proto::Control>(record.body.clone()),
                     Ok(proto::Control { message: Some(proto::control::Message::Refusal(_)) })
                 )
         };
@@ -325,7 +324,7 @@ fn declare(source: u32, origin: &str, kind: SourceKind, name: &str) -> Record {
         name: name.to_owned(),
         class: Class::Telemetry as u32,
     };
-    Record { header: header(Kind::DECLARE, source, 0, 0), body: body.encode_to_vec().into() }
+    Record { header: header(Kind::DECLARE, source, 0, 0), body: codec::encode(&body) }
 }
 
 fn record(kind: Kind, source: u32, epoch: u64, seq: u64, topic: &str) -> Record {
@@ -418,7 +417,7 @@ impl Intruder {
     }
 
     async fn try_control(&mut self, message: proto::control::Message) -> bool {
-        let body = proto::Control { message: Some(message) }.encode_to_vec().into();
+        let body = codec::encode(&proto::Control { message: Some(message) });
         let mut header = header(Kind::CONTROL, 0, 0, 0);
         header.class = Class::Control as u8;
         write(&mut self.control, &[Record { header, body }]).await
@@ -440,7 +439,7 @@ impl Intruder {
         let reading = async {
             while let Some(records) = self.batches.recv().await {
                 let control = records.iter().find(|record| record.header.kind == Kind::CONTROL);
-                let message = control.map(|record| proto::Control::decode(record.body.clone()));
+                let message = control.map(|record| codec::decode::<proto::Control>(record.body.clone()));
                 self.received.extend(records);
                 if let Some(message) = message {
                     return message.expect("the hub sends control messages").message;

@@ -74,7 +74,7 @@ impl Entry {
         let (node, stream, seq) = (node.to_owned(), stream.to_owned(), record.header.seq);
         let epoch = format!("{:016x}", record.header.epoch);
         if record.header.kind == Kind::GAP {
-            let gap = prost_gap(&record.body)?;
+            let gap = read_gap(record)?;
             return Some(Self::Gap(GapEntry { gap, node, stream, epoch, seq }));
         }
         if record.header.kind != Kind::LOG {
@@ -102,8 +102,8 @@ impl Entry {
     }
 }
 
-fn prost_gap(body: &[u8]) -> Option<Gap> {
-    let gap = <proto::Gap as prost::Message>::decode(body).ok()?;
+fn read_gap(record: &Record) -> Option<Gap> {
+    let gap: proto::Gap = codec::decode(record.body.clone()).ok()?;
     let reason = match gap.reason() {
         proto::GapReason::DropOldest => "drop-oldest",
         proto::GapReason::Thinned => "thinned",
@@ -307,11 +307,10 @@ pub fn payload(text: &str) -> Result<Vec<u8>, DecodeError> {
 mod tests {
     use bytes::Bytes;
     use codec::{Class, Flags, RecordHeader};
-    use prost::Message;
 
     use super::*;
 
-    fn record(kind: Kind, body: Vec<u8>) -> Record {
+    fn record(kind: Kind, body: impl Into<Bytes>) -> Record {
         let header = RecordHeader {
             kind,
             class: Class::Telemetry as u8,
@@ -321,7 +320,7 @@ mod tests {
             seq: 9,
             aux: 0,
         };
-        Record { header, body: Bytes::from(body) }
+        Record { header, body: body.into() }
     }
 
     #[test]
@@ -332,7 +331,7 @@ mod tests {
             payload: b"71.5".to_vec().into(),
             ..proto::Frame::default()
         };
-        let entry = Entry::of(&record(Kind::LOG, frame.encode_to_vec()), "edge-1", "default").unwrap();
+        let entry = Entry::of(&record(Kind::LOG, codec::encode(&frame)), "edge-1", "default").unwrap();
         assert_eq!(
             serde_json::to_string(&entry).unwrap(),
             r#"{"node":"edge-1","stream":"default","epoch":"0000000000c0ffee","seq":9,"time":"1970-01-01T00:00:01.000001Z","topic":"a/b","payload":"NzEuNQ=="}"#
@@ -342,7 +341,7 @@ mod tests {
     #[test]
     fn a_gap_is_a_line_of_its_own_kind() {
         let gap = proto::Gap { from: 3, to: 9, count: 7, reason: 1, new_epoch: 0 };
-        let entry = Entry::of(&record(Kind::GAP, gap.encode_to_vec()), "edge-1", "default").unwrap();
+        let entry = Entry::of(&record(Kind::GAP, codec::encode(&gap)), "edge-1", "default").unwrap();
         let line = serde_json::to_string(&entry).unwrap();
         assert_eq!(
             line,
