@@ -40,6 +40,16 @@ impl std::fmt::Debug for Host {
     }
 }
 
+/// A publish, as far as these tests care.
+#[derive(Clone, Copy)]
+pub(crate) struct Say<'a> {
+    pub(crate) to: &'a Target,
+    pub(crate) topic: &'a str,
+    pub(crate) tag: &'a str,
+    pub(crate) qos: u8,
+    pub(crate) retain: bool,
+}
+
 pub(crate) struct Host {
     pub(crate) name: String,
     config: Config,
@@ -102,6 +112,17 @@ impl Host {
         self.clients.clear();
         self.owners.clear();
         self.awaiting.clear();
+    }
+
+    /// Another process on a copy of the disk as it is now.
+    pub(crate) fn snapshot(&self, now: Duration) -> Self {
+        let mut copy = Self::new(self.config.clone(), now);
+        copy.store = self.store.copy();
+        let recovered = copy.store.recover();
+        copy.actions.clear();
+        copy.config.seed = copy.config.seed.wrapping_add(1 << 40);
+        copy.core = Core::restore(copy.config.clone(), recovered, at(now, now), &mut copy.actions);
+        copy
     }
 
     pub(crate) fn apply(&mut self, now: Duration, event: Event) {
@@ -275,16 +296,8 @@ impl Host {
     }
 
     /// Publishes `tag` as payload; its acknowledgement comes back as [`Out::Acknowledged`].
-    pub(crate) fn publish(
-        &mut self,
-        now: Duration,
-        session: SessionId,
-        to: &Target,
-        topic: &str,
-        tag: &str,
-        qos: u8,
-        retain: bool,
-    ) {
+    pub(crate) fn publish(&mut self, now: Duration, session: SessionId, what: &Say<'_>) {
+        let Say { to, topic, tag, qos, retain } = *what;
         self.next_packet = self.next_packet.wrapping_add(1).max(1);
         let packet_id = if qos == 0 { 0 } else { self.next_packet };
         if qos > 0 {

@@ -6,6 +6,7 @@
 
 mod host;
 mod oracle;
+mod rules;
 mod world;
 
 use world::World;

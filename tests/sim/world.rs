@@ -15,7 +15,7 @@ use codec::{Class, Record};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::{
-    host::{Host, Out},
+    host::{Host, Out, Say},
     oracle::Oracle,
 };
 
@@ -192,7 +192,7 @@ impl World {
         let now = self.now;
         let host = &mut self.hosts[index];
         let session = host.connect(now, if durable { "pub-d" } else { "pub-t" }, Front::Mqtt, durable);
-        host.publish(now, session, &Target::Own, topic, &tag, qos, retain);
+        host.publish(now, session, &Say { to: &Target::Own, topic, tag: &tag, qos, retain });
     }
 
     fn publish_down(&mut self) {
@@ -201,7 +201,8 @@ impl World {
         let now = self.now;
         let hub = &mut self.hosts[HUB];
         let session = hub.connect(now, "ops", Front::Nats, false);
-        hub.publish(now, session, &Target::Node(node.into()), "valves/3", &tag, 1, false);
+        let to = Target::Node(node.into());
+        hub.publish(now, session, &Say { to: &to, topic: "valves/3", tag: &tag, qos: 1, retain: false });
     }
 
     fn dial(&mut self) {

@@ -182,7 +182,7 @@ impl Core {
         for log in exported {
             let link = self.links.values().find_map(|link| link.logs.get(&log.id)?.mark.as_ref());
             let mark = link.or_else(|| self.marks.get(&(String::new(), log.id)));
-            let acknowledged = mark.map_or(log.first.saturating_sub(1), |mark| mark.mark);
+            let acknowledged = mark.map_or_else(|| log.first.saturating_sub(1), |mark| mark.mark);
             stats.log_unacknowledged += (log.durable_next - 1).saturating_sub(acknowledged);
             let oldest =
                 log.in_tail(acknowledged + 1).and_then(|record| codec::FrameView::parse(&record.body).ok());

@@ -143,7 +143,7 @@ impl Core {
 
     fn begin_log_export(&mut self, session: SessionId, id: LogId, mark: Option<proto::LogMark>) {
         let link = self.links.get_mut(&session).expect("an established link");
-        let stored = self.marks.get(&(link.receiver().to_owned(), id)).cloned();
+        let stored = self.marks.get(&(link.receiver().to_owned(), id)).copied();
         let mut export = LogExport { mark: stored, ..LogExport::default() };
         let log = &self.logs[&id];
         let mark = mark.filter(|mark| mark.epoch != 0);
@@ -158,16 +158,13 @@ impl Core {
             }
             Some(mark) => Self::resume(log, &mut export, mark),
         }
-        if export.checking.is_some() {
-            let from = export.checking.as_ref().expect("just looked").mark;
-            link.logs.insert(id, export);
+        let checking = export.checking.as_ref().map(|mark| mark.mark);
+        let rolled_back = export.next == 0;
+        link.logs.insert(id, export);
+        if let Some(from) = checking {
             self.read(id, from, 1, Reading::Mark(session, id));
-        } else {
-            let rolled_back = export.next == 0;
-            link.logs.insert(id, export);
-            if rolled_back {
-                self.change_epoch(session, id);
-            }
+        } else if rolled_back {
+            self.change_epoch(session, id);
         }
         self.pump_links.insert(session);
     }
@@ -468,7 +465,7 @@ impl Core {
             let Some(mark) = export.mark.as_ref().filter(|_| export.mark_is_new) else { continue };
             let value = codec::encode(mark);
             self.ledger.write_local(Kind::MARK, mark_key(link.receiver(), *id), Some(value));
-            self.marks.insert((link.receiver().to_owned(), *id), mark.clone());
+            self.marks.insert((link.receiver().to_owned(), *id), *mark);
         }
     }
 

@@ -93,7 +93,7 @@ impl Core {
             payload: view.payload(),
         };
         let nobody = view.header(header::SERVICE_ERROR_CODE) == Some(b"503") && view.payload().is_empty();
-        self.to_inbox(&waiting.inbox, parts.encode(), nobody);
+        self.deliver_answer(&waiting.inbox, parts.encode(), nobody);
     }
 
     /// On a node: something was published to the reply topic of a request that came over a link.
@@ -124,10 +124,10 @@ impl Core {
     /// Tells a requester that nobody answers.
     pub(super) fn no_responders(&mut self, inbox: &Arc<str>, code: &str, text: &str) {
         let frame = nobody(inbox, code, text, self.now.wall_us);
-        self.to_inbox(inbox, frame, true);
+        self.deliver_answer(inbox, frame, true);
     }
 
-    fn to_inbox(&mut self, inbox: &Arc<str>, frame: Bytes, no_responders: bool) {
+    fn deliver_answer(&mut self, inbox: &Arc<str>, frame: Bytes, no_responders: bool) {
         let own = Arc::clone(&self.own);
         for matched in self.trie.matches(&own, &own, inbox).into_iter().flatten() {
             for target in &matched.targets {

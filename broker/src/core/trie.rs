@@ -50,12 +50,6 @@ pub(super) struct Matched {
     pub(super) groups: Vec<Vec<Target>>,
 }
 
-impl Matched {
-    pub(super) fn is_empty(&self) -> bool {
-        self.targets.is_empty() && self.groups.is_empty()
-    }
-}
-
 /// All subscriptions of a broker.
 #[derive(Debug, Default)]
 pub(super) struct Trie {
@@ -288,5 +282,109 @@ impl Target {
             (Some(held), Some(more)) => Some(held.iter().chain(&more).copied().collect()),
             (held, more) => held.or(more),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(client: u32, group: Option<&str>) -> Entry {
+        Entry {
+            client: ClientIx(client),
+            sub: client,
+            qos: 0,
+            group: group.map(Arc::from),
+            no_local: false,
+            retain_as_published: false,
+            wildcard_matches_dollar: false,
+            identifier: 0,
+            merge: false,
+        }
+    }
+
+    fn level() -> impl Strategy<Value = &'static str> {
+        prop_oneof![Just("a"), Just("b"), Just(""), Just("$x"), Just("_INBOX")]
+    }
+
+    fn topic() -> impl Strategy<Value = String> {
+        prop::collection::vec(level(), 1..4)
+            .prop_map(|levels| levels.join("/"))
+            .prop_filter("empty", |t| !t.is_empty())
+    }
+
+    fn filter() -> impl Strategy<Value = Filter> {
+        let level = prop_oneof![3 => level(), 1 => Just("+")];
+        (prop::collection::vec(level, 0..4), any::<bool>())
+            .prop_map(|(mut levels, hash)| {
+                if hash || levels.is_empty() {
+                    levels.push("#");
+                }
+                levels.join("/")
+            })
+            .prop_filter_map("no filter", |text: String| Filter::parse(&text).ok())
+    }
+
+    proptest! {
+        #[test]
+        fn routing_finds_exactly_the_filters_that_match(
+            filters in prop::collection::vec(filter(), 0..12),
+            gone in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+            topic in topic(),
+        ) {
+            let own: Origin = "n1".into();
+            let mut trie = Trie::default();
+            let mut held: Vec<(u32, &Filter)> = Vec::new();
+            for (number, filter) in (0..).zip(&filters) {
+                trie.insert(&own, &OriginFilter::Own, filter, entry(number, None));
+                held.push((number, filter));
+            }
+            for index in gone {
+                if !held.is_empty() {
+                    let (number, filter) = held.remove(index.index(held.len()));
+                    trie.remove(&own, &OriginFilter::Own, filter, ClientIx(number), number);
+                }
+            }
+            let mut expected: Vec<u32> =
+                held.iter().filter(|(_, filter)| filter.matches(&topic, false)).map(|(number, _)| *number).collect();
+            let [matched, anywhere] = trie.matches(&own, &own, &topic);
+            let mut found: Vec<u32> =
+                matched.iter().flat_map(|matched| &matched.targets).map(|target| target.sub).collect();
+            expected.sort_unstable();
+            found.sort_unstable();
+            prop_assert_eq!(found, expected);
+            prop_assert!(anywhere.is_none());
+        }
+    }
+
+    #[test]
+    fn members_of_a_group_stand_together_and_others_apart() {
+        let own: Origin = "".into();
+        let mut trie = Trie::default();
+        let filter = Filter::parse("jobs/+").unwrap();
+        for (number, group) in [(1, Some("g")), (2, Some("g")), (3, Some("h")), (4, None)] {
+            trie.insert(&own, &OriginFilter::Own, &filter, entry(number, group));
+        }
+        let [matched, _] = trie.matches(&own, &own, "jobs/1");
+        let matched = matched.unwrap();
+        assert_eq!(matched.targets.len(), 1);
+        assert_eq!(matched.groups.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    }
+
+    #[test]
+    fn an_answer_is_forgotten_when_a_subscription_changes() {
+        let own: Origin = "".into();
+        let mut trie = Trie::default();
+        let filter = Filter::parse("a/#").unwrap();
+        trie.insert(&own, &OriginFilter::Own, &filter, entry(1, None));
+        assert_eq!(trie.matches(&own, &own, "a")[0].as_ref().unwrap().targets.len(), 1);
+        trie.insert(&own, &OriginFilter::Own, &filter, entry(2, None));
+        assert_eq!(trie.matches(&own, &own, "a")[0].as_ref().unwrap().targets.len(), 2);
+        let node: Origin = "n7".into();
+        trie.insert(&own, &OriginFilter::AnyNode, &filter, entry(3, None));
+        assert_eq!(trie.matches(&own, &node, "a/b")[1].as_ref().unwrap().targets.len(), 1);
+        assert!(trie.matches(&own, &own, "a/b")[1].is_none(), "the tier's own topics are no node's");
     }
 }

@@ -93,6 +93,12 @@ impl MemStore {
         self.image.recovered()
     }
 
+    /// A copy of the disk: what is durable, and nothing that waits.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { image: self.image.clone(), auto: self.auto, ..Self::default() }
+    }
+
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
@@ -133,7 +139,7 @@ impl Store for MemStore {
 }
 
 /// What is durable.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Image {
     last_lsn: Lsn,
     sources: BTreeMap<u32, Source>,
@@ -142,7 +148,7 @@ struct Image {
     logs: BTreeMap<u32, Log>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Log {
     records: BTreeMap<(u64, u8), Record>,
     last: u64,

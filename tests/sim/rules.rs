@@ -1,0 +1,406 @@
+//! Single rules of the core, each with a node and a hub and nothing left to chance.
+
+use std::{sync::Arc, time::Duration};
+
+use broker::core::{
+    Config,
+    event::{
+        Command, Condition, Event, Expect, Front, OriginFilter, Peer, Response, Role, SessionId, StateOp,
+        Target,
+    },
+};
+use codec::{Class, Flags, Kind, Record, RecordHeader, frame::FrameParts, proto};
+
+use crate::host::{Host, Out, Say};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A node and a hub that are linked when told to.
+struct Pair {
+    now: Duration,
+    node: Host,
+    hub: Host,
+    link: Option<(SessionId, SessionId)>,
+    /// What the hosts wanted of the world, links apart.
+    seen: Vec<(&'static str, Out)>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let now = SECOND;
+        let node = Host::new(Config::node("n1", [1; 16], 11), now);
+        let hub = Host::new(Config::hub("hub", "tier", [9; 16], 12), now);
+        let mut pair = Self { now, node, hub, link: None, seen: Vec::new() };
+        pair.enrol("n1");
+        pair
+    }
+
+    fn enrol(&mut self, node: &str) {
+        let op = StateOp {
+            space: "sys".into(),
+            key: format!("identity/{node}"),
+            value: Some(bytes::Bytes::from_static(b"{}")),
+            expect: Expect::Absent,
+        };
+        self.hub.command(self.now, Command::StateWrite(vec![op]));
+        self.quiet();
+    }
+
+    fn link_up(&mut self) {
+        let node = Peer { name: "n1".into(), role: Role::Node, generation: 1 };
+        let hub = Peer { name: "hub".into(), role: Role::Hub, generation: 0 };
+        let at_hub = self.hub.open_link(self.now, node, false);
+        let at_node = self.node.open_link(self.now, hub, true);
+        self.link = Some((at_node, at_hub));
+        self.quiet();
+    }
+
+    fn link_down(&mut self) {
+        if let Some((at_node, at_hub)) = self.link.take() {
+            self.node.apply(self.now, Event::LinkClosed { session: at_node });
+            self.hub.apply(self.now, Event::LinkClosed { session: at_hub });
+        }
+        self.quiet();
+    }
+
+    /// Everything durable, everything delivered, until nothing moves.
+    fn quiet(&mut self) {
+        for _ in 0..50 {
+            self.node.tick(self.now);
+            self.hub.tick(self.now);
+            self.node.sync(self.now, usize::MAX);
+            self.hub.sync(self.now, usize::MAX);
+            self.carry();
+        }
+    }
+
+    fn carry(&mut self) {
+        while let Some(out) = self.node.out.pop_front() {
+            match (out, self.link) {
+                (Out::Send(from, _, records), Some((at_node, session))) if from == at_node => {
+                    self.hub.apply(self.now, Event::LinkReceived { session, records });
+                }
+                (out, _) => self.seen.push(("node", out)),
+            }
+        }
+        while let Some(out) = self.hub.out.pop_front() {
+            match (out, self.link) {
+                (Out::Send(from, _, records), Some((session, at_hub))) if from == at_hub => {
+                    self.node.apply(self.now, Event::LinkReceived { session, records });
+                }
+                (out, _) => self.seen.push(("hub", out)),
+            }
+        }
+    }
+
+    fn publish(&mut self, tag: &str, qos: u8, retain: bool) {
+        let session = self.node.connect(self.now, "pub", Front::Mqtt, true);
+        self.node.publish(self.now, session, &Say { to: &Target::Own, topic: "a/b", tag, qos, retain });
+    }
+
+    fn send_down(&mut self, session: SessionId, node: &str) {
+        let to = Target::Node(node.into());
+        let open = Say { to: &to, topic: "valves/3", tag: "open", qos: 1, retain: false };
+        self.hub.publish(self.now, session, &open);
+    }
+
+    fn at_hub(&mut self) -> Vec<String> {
+        let read =
+            Command::LogRead { origin: "n1".into(), stream: "default".into(), from: 1, bytes_max: 1 << 30 };
+        match self.hub.ask(self.now, read) {
+            Response::Records { records, .. } => records.iter().filter_map(payload).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn conditions(&mut self) -> Vec<Condition> {
+        match self.hub.ask(self.now, Command::Conditions) {
+            Response::Conditions(conditions) => conditions,
+            other => panic!("conditions, not {other:?}"),
+        }
+    }
+
+    fn delivered(&self, host: &str) -> Vec<&str> {
+        self.seen
+            .iter()
+            .filter_map(|(name, out)| match out {
+                Out::Delivered { payload, .. } if *name == host => Some(payload.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn acknowledged(&self) -> usize {
+        self.seen.iter().filter(|(_, out)| matches!(out, Out::Acknowledged(_))).count()
+    }
+
+    fn closed(&self, host: &str) -> usize {
+        self.seen.iter().filter(|(name, out)| *name == host && matches!(out, Out::CloseLink(_))).count()
+    }
+}
+
+fn payload(record: &Record) -> Option<String> {
+    let view = codec::FrameView::parse(&record.body).ok()?;
+    (record.header.kind == Kind::LOG).then(|| String::from_utf8_lossy(view.payload()).into_owned())
+}
+
+fn declare(origin: &str, kind: u32, name: &str) -> Record {
+    let body = codec::encode(&proto::Declare { origin: origin.into(), kind, name: name.into(), class: 3 });
+    record(Kind::DECLARE, 77, body)
+}
+
+fn record(kind: Kind, source: u32, body: bytes::Bytes) -> Record {
+    let header = RecordHeader {
+        kind,
+        class: Class::Event as u8,
+        flags: Flags::default(),
+        source,
+        epoch: 5,
+        seq: 1,
+        aux: 0,
+    };
+    Record { header, body }
+}
+
+#[test]
+fn no_acknowledgement_before_durability() {
+    let mut pair = Pair::new();
+    pair.publish("n1:x#1", 1, false);
+    pair.carry();
+    assert_eq!(pair.acknowledged(), 0, "acknowledged while the group waits for the disk");
+    pair.quiet();
+    assert_eq!(pair.acknowledged(), 1);
+}
+
+#[test]
+fn a_node_speaks_of_no_origin_but_its_own() {
+    for (origin, kind, name) in [
+        ("n2", 1, ""),
+        ("n2", 2, "default"),
+        ("n2", 3, "retained"),
+        ("", 2, "down/n1"),
+        ("", 3, "fleet"),
+        ("n1", 3, "sys"),
+        ("n1", 3, "k8s"),
+    ] {
+        let mut pair = Pair::new();
+        pair.link_up();
+        let (_, session) = pair.link.expect("linked");
+        pair.hub.apply(pair.now, Event::LinkReceived { session, records: vec![declare(origin, kind, name)] });
+        pair.quiet();
+        assert_eq!(pair.closed("hub"), 1, "origin {origin:?} kind {kind} name {name:?} was let in");
+        assert!(pair.conditions().iter().any(|held| held.kind == "NotAuthorized" && held.subject == "n1"));
+    }
+}
+
+#[test]
+fn a_record_needs_a_declared_source_of_its_kind() {
+    let frame = FrameParts { topic: "a", payload: b"x", ..FrameParts::default() }.encode();
+    for records in [
+        vec![record(Kind::LOG, 99, frame.clone())],
+        vec![declare("n1", 3, "twin"), record(Kind::LOG, 77, frame.clone())],
+        vec![declare("n1", 2, "s"), record(Kind::PUT, 77, frame.clone())],
+        vec![declare("n1", 2, "s"), record(Kind::CURSOR, 77, frame)],
+        vec![declare("n1", 1, ""), declare("n1", 1, "")],
+    ] {
+        let mut pair = Pair::new();
+        pair.link_up();
+        let (_, session) = pair.link.expect("linked");
+        pair.hub.apply(pair.now, Event::LinkReceived { session, records });
+        pair.quiet();
+        assert_eq!(pair.closed("hub"), 1);
+    }
+}
+
+#[test]
+fn what_came_down_never_goes_up_again() {
+    let mut pair = Pair::new();
+    pair.link_up();
+    let hub = pair.hub.connect(pair.now, "nats", Front::Nats, false);
+    pair.hub.subscribe(pair.now, hub, OriginFilter::AnyNode, "#", 0);
+    let node = pair.node.connect(pair.now, "sub", Front::Mqtt, false);
+    pair.node.subscribe(pair.now, node, OriginFilter::Own, "#", 1);
+    pair.send_down(hub, "n1");
+    pair.quiet();
+    assert_eq!(pair.delivered("node"), ["open"]);
+    assert_eq!(pair.delivered("hub"), Vec::<&str>::new());
+    assert_eq!(pair.at_hub(), Vec::<String>::new());
+}
+
+#[test]
+fn a_message_to_a_node_that_is_away_arrives_once_when_it_links() {
+    let mut pair = Pair::new();
+    let node = pair.node.connect(pair.now, "sub", Front::Mqtt, true);
+    pair.node.subscribe(pair.now, node, OriginFilter::Own, "valves/#", 1);
+    let hub = pair.hub.connect(pair.now, "nats", Front::Nats, false);
+    pair.send_down(hub, "n1");
+    pair.quiet();
+    pair.link_up();
+    pair.link_down();
+    pair.link_up();
+    assert_eq!(pair.delivered("node"), ["open"]);
+}
+
+#[test]
+fn a_message_to_a_node_that_nobody_enrolled_is_refused() {
+    let mut pair = Pair::new();
+    let hub = pair.hub.connect(pair.now, "nats", Front::Nats, false);
+    pair.send_down(hub, "ghost");
+    pair.quiet();
+    assert_eq!(pair.acknowledged(), 0);
+    let Response::Logs(logs) = pair.hub.ask(pair.now, Command::LogList { origin: Some("".into()) }) else {
+        panic!("a list")
+    };
+    assert!(logs.is_empty(), "a Log was made for a node that does not exist");
+}
+
+#[test]
+fn the_newest_session_of_an_instance_fences_the_older() {
+    let mut pair = Pair::new();
+    pair.link_up();
+    pair.publish("n1:x#1", 1, false);
+    pair.quiet();
+    let older = pair.link.take().expect("linked");
+    pair.link_up();
+    assert_eq!(pair.closed("hub"), 1, "the older session was not closed");
+    // What the older session still delivers changes nothing.
+    let frame = FrameParts { topic: "a", payload: b"late", ..FrameParts::default() }.encode();
+    pair.hub.apply(
+        pair.now,
+        Event::LinkReceived { session: older.1, records: vec![record(Kind::LOG, 1, frame)] },
+    );
+    pair.publish("n1:x#2", 1, false);
+    pair.quiet();
+    assert_eq!(pair.at_hub(), ["n1:x#1", "n1:x#2"]);
+}
+
+#[test]
+fn a_second_instance_is_refused_and_named_until_the_first_has_been_away_a_minute() {
+    let mut pair = Pair::new();
+    pair.link_up();
+    let twin = Host::new(Config::node("n1", [2; 16], 99), pair.now);
+    let first = std::mem::replace(&mut pair.node, twin);
+    let first_link = pair.link.take();
+    pair.link_up();
+    assert_eq!(pair.closed("hub"), 1);
+    assert!(pair.conditions().iter().any(|held| held.kind == "DuplicateIdentity" && held.subject == "n1"));
+    let second = std::mem::replace(&mut pair.node, first);
+    pair.link = first_link;
+    pair.publish("n1:x#1", 1, false);
+    pair.quiet();
+    assert_eq!(pair.at_hub(), ["n1:x#1"], "the holder was disturbed");
+    pair.link_down();
+    pair.node = second;
+    pair.now += 61 * SECOND;
+    pair.link_up();
+    assert_eq!(pair.closed("hub"), 1, "still refused after a minute");
+}
+
+#[test]
+fn a_wiped_hub_gets_everything_again_and_in_order() {
+    let mut pair = Pair::new();
+    pair.link_up();
+    for number in 1..=5 {
+        pair.publish(&format!("n1:x#{number}"), 1, true);
+    }
+    pair.quiet();
+    pair.link_down();
+    pair.hub = Host::new(Config::hub("hub", "tier", [8; 16], 77), pair.now);
+    pair.enrol("n1");
+    pair.link_up();
+    assert_eq!(pair.at_hub(), (1..=5).map(|number| format!("n1:x#{number}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_node_rolled_back_begins_a_new_epoch_and_its_new_data_is_no_duplicate() {
+    let mut pair = Pair::new();
+    pair.publish("n1:x#1", 1, false);
+    pair.link_up();
+    // The marks reach the disk.
+    pair.now += 2 * SECOND;
+    pair.quiet();
+    let snapshot = pair.node.snapshot(pair.now);
+    pair.publish("n1:x#2", 1, false);
+    pair.publish("n1:x#3", 1, false);
+    pair.quiet();
+    assert_eq!(pair.at_hub(), ["n1:x#1", "n1:x#2", "n1:x#3"]);
+    pair.link_down();
+    pair.node = snapshot;
+    pair.publish("n1:x#other", 1, false);
+    pair.quiet();
+    pair.link_up();
+    pair.now += 2 * SECOND;
+    pair.quiet();
+    assert!(pair.at_hub().contains(&"n1:x#other".to_owned()), "taken for a duplicate: {:?}", pair.at_hub());
+    assert!(pair.conditions().iter().any(|held| held.kind == "EpochChanged"), "the hub does not report it");
+}
+
+#[test]
+fn a_qos_2_publish_sent_again_before_its_release_is_appended_once() {
+    let mut pair = Pair::new();
+    pair.link_up();
+    let session = pair.node.connect(pair.now, "pub", Front::Mqtt, true);
+    for _ in 0..2 {
+        let frame = FrameParts { topic: "a", payload: b"n1:x#1", ..FrameParts::default() }.encode();
+        let message = broker::core::event::Publish {
+            target: Target::Own,
+            frame,
+            qos: 2,
+            packet_id: 9,
+            dup: false,
+            retain: false,
+            reply: None,
+        };
+        pair.node.apply(pair.now, Event::Published { session, messages: vec![message] });
+    }
+    pair.quiet();
+    assert_eq!(pair.at_hub(), ["n1:x#1"]);
+}
+
+#[test]
+fn a_down_message_can_set_a_retained_value_that_the_node_owns() {
+    let mut pair = Pair::new();
+    pair.link_up();
+    let hub = pair.hub.connect(pair.now, "nats", Front::Nats, false);
+    let headers = [(codec::frame::header::RETAIN, b"1".as_slice())];
+    let frame =
+        FrameParts { topic: "valves/3", payload: b"open", headers: &headers, ..FrameParts::default() };
+    let message = broker::core::event::Publish {
+        target: Target::Node("n1".into()),
+        frame: frame.encode(),
+        qos: 1,
+        packet_id: 0,
+        dup: false,
+        retain: false,
+        reply: None,
+    };
+    pair.hub.apply(pair.now, Event::Published { session: hub, messages: vec![message] });
+    pair.quiet();
+    let get = |origin: &str| Command::StateGet {
+        origin: Arc::from(origin),
+        space: "retained".into(),
+        key: "valves/3".into(),
+    };
+    for host in [&mut pair.node, &mut pair.hub] {
+        let Response::Entry(Some(entry)) = host.ask(pair.now, get("n1")) else {
+            panic!("not at {}", host.name)
+        };
+        assert_eq!(&*entry.value(), b"open");
+    }
+}
+
+#[test]
+fn a_store_that_refuses_writes_refuses_publishes_and_recovers_by_itself() {
+    let mut pair = Pair::new();
+    pair.publish("n1:x#1", 1, false);
+    pair.quiet();
+    let refused = Event::StoreRefused { lsn: 99, reason: "No space left on device".into() };
+    pair.node.apply(pair.now, refused);
+    pair.publish("n1:x#2", 1, false);
+    pair.quiet();
+    assert_eq!(pair.acknowledged(), 1, "a publish was taken while the disk was full");
+    pair.node.apply(pair.now, Event::Persisted(0));
+    pair.publish("n1:x#3", 1, false);
+    pair.quiet();
+    assert_eq!(pair.acknowledged(), 2);
+}
