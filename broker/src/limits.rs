@@ -18,7 +18,8 @@ pub const UNPERSISTED_BYTES_MAX: usize = 16 << 20;
 /// Events applied in one turn of the driver before it performs actions.
 pub const TURN_MAX: usize = 256;
 
-/// Queue of a client session: Live beyond it is dropped and counted, Log deliveries wait.
+/// Queue of a client session: once it holds this much, Live is dropped and counted, and Log deliveries
+/// wait. One message may exceed it, or the largest one would never be delivered.
 pub const CLIENT_QUEUE_BYTES: usize = 1 << 20;
 /// Queue of a client session beyond which it is closed as a slow consumer: answers are not droppable.
 pub const CLIENT_QUEUE_BYTES_HARD: usize = 4 << 20;
@@ -42,6 +43,6 @@ pub const REQUESTS_MAX: usize = 65_536;
 pub const LOG_TAIL_BYTES: usize = 1 << 20;
 
 const _: () = assert!(BATCH_RAW_MAX * 4 <= LINK_LOG_WINDOW_BYTES, "a window holds several batches");
-const _: () = assert!(CLIENT_QUEUE_BYTES < CLIENT_QUEUE_BYTES_HARD);
+const _: () = assert!(CLIENT_QUEUE_BYTES + FRAME_MAX < CLIENT_QUEUE_BYTES_HARD);
 const _: () = assert!(SENT_REPORT_BYTES * 16 <= CLIENT_QUEUE_BYTES, "late reports must not starve a queue");
 const _: () = assert!(MQTT_PACKET_MAX < FRAME_MAX);

@@ -48,7 +48,7 @@ impl Core {
         }
         cursor_dirty(client, log);
         let client = &self.clients[&target.client];
-        let room = client.queued + message.frame.len() <= limits::CLIENT_QUEUE_BYTES;
+        let room = client.queued < limits::CLIENT_QUEUE_BYTES;
         if !room || !client.has_window(log, message.frame.len()) {
             let next = self.logs[&log].durable_next.min(seq);
             self.fall_behind(target.client, log, next);
@@ -204,7 +204,7 @@ impl Core {
             return true;
         }
         let client = &self.clients[&ix];
-        let room = client.queued + record.body.len() <= limits::CLIENT_QUEUE_BYTES;
+        let room = client.queued < limits::CLIENT_QUEUE_BYTES;
         if !room || !client.has_window(id, record.body.len()) {
             return false;
         }

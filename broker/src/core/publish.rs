@@ -274,7 +274,7 @@ impl Core {
             reply: message.reply.cloned(),
             no_responders: false,
         };
-        if client.queued + message.frame.len() > limits::CLIENT_QUEUE_BYTES {
+        if client.queued >= limits::CLIENT_QUEUE_BYTES {
             self.stats.drop(DropReason::ClientQueue);
             return true;
         }
