@@ -284,6 +284,7 @@ impl Core {
             Event::Unsubscribed { session, token, which } => self.on_unsubscribed(session, token, &which),
             Event::Acked { session, acks } => self.on_acked(session, &acks),
             Event::Sent { session, bytes } => self.on_sent(session, bytes),
+            Event::ExpiryChanged { session, expiry_s } => self.on_expiry_changed(session, expiry_s),
             Event::SessionClosed { session, clean } => self.on_session_closed(session, clean),
             Event::LinkOpened(open) => self.on_link_opened(open),
             Event::LinkReceived { session, records } => self.on_link_received(session, records),

@@ -53,6 +53,8 @@ pub enum Event {
     Acked { session: SessionId, acks: Vec<ClientAck> },
     /// The writer of a session is done with outputs of this cost (see [`Output::cost`]).
     Sent { session: SessionId, bytes: usize },
+    /// A client changed how long its session outlives its connection (DISCONNECT of MQTT 5); 0 = not at all.
+    ExpiryChanged { session: SessionId, expiry_s: u32 },
     /// A connection ended. Not clean: the will is published.
     SessionClosed { session: SessionId, clean: bool },
     /// A link's transport is up and its peer's certificate verified.

@@ -72,6 +72,15 @@ impl Core {
         (ix, false)
     }
 
+    pub(super) fn on_expiry_changed(&mut self, session: SessionId, expiry_s: u32) {
+        let Some(Party::Client(ix)) = self.sessions.get(&session) else { return };
+        let client = self.clients.get_mut(ix).expect("a session's client exists");
+        if client.is_durable() && expiry_s == 0 {
+            client.erase(&mut self.ledger);
+        }
+        client.expiry_s = expiry_s;
+    }
+
     pub(super) fn on_session_closed(&mut self, session: SessionId, clean: bool) {
         if let Some(Party::Client(ix)) = self.sessions.get(&session) {
             let ix = *ix;
