@@ -1,5 +1,7 @@
 //! The node: serves its devices with or without a hub, and links to one once it has joined.
 
+pub mod edge;
 pub mod https;
 pub mod identity;
 pub mod join;
+mod uplink;

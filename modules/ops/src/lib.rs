@@ -11,3 +11,4 @@ pub mod endpoints;
 mod http;
 pub mod logging;
 pub mod metrics;
+pub mod parts;

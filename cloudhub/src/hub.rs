@@ -1,0 +1,342 @@
+//! A hub in one process: composition root.
+//!
+//! Start: lock and open the store, open the authority, **bind every socket**, then start tasks: a port
+//! that is taken is an error of the start and never of a task. Stop, each with its share of the deadline:
+//!
+//! ```text
+//! core drains (no new sessions, the others are told, all is durable)
+//!   ──> fronts and links end ──> driver and store end, checkpoint written
+//! ```
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use broker::{
+    Handle, Tasks, core, driver,
+    event::Command,
+    front::{
+        auth::{Auth, Users, UsersError},
+        nats,
+    },
+    instance::{Instance, InstanceError},
+    link::{
+        Counters, Links, Params,
+        accept::{Acceptor, Admission},
+        quic::{BindError, QuicListener, Shape},
+        tls::{self, Credentials, TierSecret, TlsError},
+    },
+    store::{self, OpenError},
+    tasks::Drained,
+};
+use ops::{
+    admin::{Admin, AdminError, AdminSocket},
+    config::Config,
+    endpoints::Endpoints,
+    metrics::{self, Exporter, Readiness},
+    parts,
+};
+use tokio::{net::TcpListener, time::timeout};
+
+use crate::{
+    admin,
+    authorizer::Authorizer,
+    bootstrap::{self, Bootstrap},
+    ca::{Authority, AuthorityError, IssueError},
+    registry::Registry,
+    token::{self, CreateError, TokenRequest},
+};
+
+/// Name of the one replica of a single hub.
+const REPLICA: &str = "hub";
+
+/// Why a hub does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The CA.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The own certificate.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// The instance.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The user file.
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    /// TLS.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    /// TLS of the bootstrap port.
+    #[error("TLS: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// The QUIC port.
+    #[error("QUIC: {0}")]
+    Quic(#[from] BindError),
+    /// A TCP port.
+    #[error(
+        "cannot listen at {address} ({what}): {source}; is something else running there? port 0 picks a free one"
+    )]
+    Listen { what: &'static str, address: SocketAddr, source: io::Error },
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// No randomness.
+    #[error("the system gives no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A running hub.
+#[derive(Debug)]
+pub struct Hub {
+    handle: Handle,
+    authority: Arc<Authority>,
+    registry: Registry,
+    endpoints: Endpoints,
+    /// Fronts, links, bootstrap, admin: everything that talks to somebody.
+    fronts: Tasks,
+    /// The driver and its store.
+    engine: Tasks,
+}
+
+impl Hub {
+    /// Starts a hub. When this returns, every endpoint serves.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let (store, recovered) = store::lmdb::open(&config.data, store::lmdb::Options::hub())?;
+        let authority = Arc::new(Authority::open(&config.data, config.tier.as_deref())?);
+        let instance = Instance::open(&config.data)?;
+        let auth = auth(config)?;
+        let sockets = Sockets::bind(config, &authority).await?;
+        let endpoints = sockets.endpoints(config);
+
+        let (fronts, engine) = (Tasks::new(), Tasks::new());
+        let core = core_config(config, &authority, &instance, getrandom::u64()?);
+        let handle = driver::start(core, store, recovered, &engine);
+        let registry = Registry::new(handle.clone());
+        let mut hub = Self { handle, authority, registry, endpoints, fronts, engine };
+        let started = hub.serve(config, auth, sockets).await;
+        let confirmed = started.and_then(|()| Ok(instance.confirm(&config.data)?));
+        match confirmed {
+            Ok(()) => Ok(hub),
+            Err(error) => {
+                hub.stop(START_FAILED).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it serves.
+    #[must_use]
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// Its broker.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The tier's id.
+    #[must_use]
+    pub fn tier(&self) -> &str {
+        self.authority.tier()
+    }
+
+    /// Makes a join token. Its text is a secret.
+    ///
+    /// # Errors
+    /// See [`CreateError`].
+    pub async fn create_token(&self, request: &TokenRequest) -> Result<String, CreateError> {
+        Ok(token::create(&self.registry, &self.authority, request).await?.to_string())
+    }
+
+    /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
+    pub async fn stop(self, deadline: Duration) -> Drained {
+        let share = deadline / 3;
+        match timeout(share, self.handle.call(Command::Drain)).await {
+            Ok(Ok(_done)) => {}
+            Ok(Err(stopped)) => tracing::warn!(%stopped, "the broker ended before it was drained"),
+            Err(_elapsed) => tracing::warn!("sessions did not end in time"),
+        }
+        let fronts = self.fronts.drain(share).await;
+        drop((self.handle, self.registry));
+        let engine = self.engine.drain(share).await;
+        match (fronts, engine) {
+            (Drained::Clean, engine) => engine,
+            (Drained::Forced(fronts), Drained::Clean) => Drained::Forced(fronts),
+            (Drained::Forced(fronts), Drained::Forced(engine)) => Drained::Forced(fronts + engine),
+        }
+    }
+
+    async fn serve(&mut self, config: &Config, auth: Auth, sockets: Sockets) -> Result<(), StartError> {
+        let Sockets { nats, quic, bootstrap, admin } = sockets;
+        let exporter = Exporter::new(Some(self.handle.clone()), Readiness::default());
+        if let Some(listener) = nats {
+            self.serve_nats(config, auth, listener, &exporter);
+        }
+        if let Some(listener) = quic {
+            self.serve_links(config, listener, &exporter);
+        }
+        if let Some((listener, tls)) = bootstrap {
+            let quic = self.endpoints.quic.iter().map(|at| format!(":{}", at.port())).collect();
+            let bootstrap = Bootstrap::new(Arc::clone(&self.authority), self.registry.clone(), quic);
+            let serving = bootstrap::serve(listener, tls, Arc::new(bootstrap), self.fronts.clone());
+            self.fronts.spawn("bootstrap", serving);
+        }
+        if let Some(address) = config.listen.metrics {
+            let listening = metrics::serve(address, &exporter, &self.fronts).await;
+            let bound =
+                listening.map_err(|source| StartError::Listen { what: "metrics", address, source })?;
+            self.endpoints.metrics = Some(bound);
+        }
+        let routes = ops::admin::router(Admin {
+            broker: self.handle.clone(),
+            tasks: self.fronts.clone(),
+            exporter,
+            is_hub: true,
+        });
+        admin.serve(
+            routes.merge(admin::router(Arc::clone(&self.authority), self.registry.clone())),
+            &self.fronts,
+        );
+        Ok(())
+    }
+
+    fn serve_nats(&self, config: &Config, auth: Auth, listener: TcpListener, exporter: &Exporter) {
+        let mut front = nats::Config::new(nats::Side::Hub, format!("octobus-{}", self.tier()), auth);
+        front.max_payload = config.limits.nats_payload;
+        front.max_connections = config.limits.nats_connections;
+        front.connect_timeout = config.limits.connect_timeout;
+        parts::register_nats(exporter, &front.counters);
+        let serving = nats::serve(listener, Arc::new(front), self.handle.clone(), self.fronts.clone());
+        self.fronts.spawn("nats front", serving);
+    }
+
+    fn serve_links(&self, config: &Config, listener: QuicListener, exporter: &Exporter) {
+        let counters = Arc::<Counters>::default();
+        parts::register_links(exporter, &counters);
+        let acceptor = Acceptor {
+            broker: self.handle.clone(),
+            params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),
+            admission: Admission { connections_max: config.limits.links, ..Admission::default() },
+            counters,
+            links: Arc::<Links>::default(),
+            streams: None,
+            tasks: self.fronts.clone(),
+        };
+        let authorizer = Authorizer::new(self.registry.clone(), self.tier());
+        let authorize = move |certificate| {
+            let authorizer = authorizer.clone();
+            async move { authorizer.authorize(certificate).await }
+        };
+        self.fronts.spawn("link acceptor", acceptor.run(listener, authorize));
+    }
+}
+
+/// How long the parts that did start have to end when another did not.
+const START_FAILED: Duration = Duration::from_secs(3);
+
+/// The sockets that peers and clients reach, bound before anything serves. (The metrics port follows: it
+/// shows a broker that runs.)
+struct Sockets {
+    nats: Option<TcpListener>,
+    quic: Option<QuicListener>,
+    bootstrap: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
+    admin: AdminSocket,
+}
+
+impl Sockets {
+    async fn bind(config: &Config, authority: &Authority) -> Result<Self, StartError> {
+        let listen = &config.listen;
+        let nats = listen_tcp("NATS", listen.nats).await?;
+        let quic = listen.quic.map(|address| bind_quic(address, authority)).transpose()?;
+        let bootstrap = match listen_tcp("bootstrap", listen.bootstrap).await? {
+            Some(listener) => {
+                let identity = authority.issue_hub(REPLICA, &names(listen.bootstrap))?;
+                Some((listener, bootstrap::tls(identity)?))
+            }
+            None => None,
+        };
+        let admin = AdminSocket::bind(&listen.admin)?;
+        Ok(Self { nats, quic, bootstrap, admin })
+    }
+
+    fn endpoints(&self, config: &Config) -> Endpoints {
+        let tcp = |listener: &TcpListener| listener.local_addr().ok();
+        Endpoints {
+            nats: self.nats.as_ref().and_then(tcp),
+            quic: self.quic.as_ref().and_then(|listener| listener.local_addr().ok()),
+            bootstrap: self.bootstrap.as_ref().and_then(|(listener, _tls)| tcp(listener)),
+            admin: Some(PathBuf::from(&config.listen.admin)),
+            ..Endpoints::default()
+        }
+    }
+}
+
+async fn listen_tcp(
+    what: &'static str,
+    address: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) => Err(StartError::Listen { what, address, source }),
+    }
+}
+
+fn bind_quic(address: SocketAddr, authority: &Authority) -> Result<QuicListener, StartError> {
+    let identity = authority.issue_hub(REPLICA, &[])?;
+    let secret = TierSecret::new(authority.secret());
+    let credentials =
+        Credentials { ca: vec![authority.certificate().clone()], chain: identity.chain, key: identity.key };
+    let tls = tls::acceptor(credentials, &secret)?;
+    Ok(QuicListener::bind(address, Arc::new(tls), &secret, Shape::HUB)?)
+}
+
+/// Under which names HTTPS clients that check names may reach the bootstrap port. Nodes check the CA.
+fn names(address: Option<SocketAddr>) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    if let Some(ip) =
+        address.map(|address| address.ip()).filter(|ip| !ip.is_unspecified() && !ip.is_loopback())
+    {
+        names.push(ip.to_string());
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    if codec::topic::validate_node_name(&host).is_ok() && !names.contains(&host) {
+        names.push(host);
+    }
+    names
+}
+
+fn auth(config: &Config) -> Result<Auth, StartError> {
+    if config.auth.refuses_everybody() {
+        tracing::warn!("no client can get in: name a file of users (auth.users, --users)");
+    }
+    Ok(match &config.auth.users {
+        Some(path) => Auth::Users(Arc::new(Users::load(path)?)),
+        None if config.auth.anonymous => Auth::Anonymous,
+        None => Auth::Users(Arc::new(Users::parse("")?)),
+    })
+}
+
+fn core_config(config: &Config, authority: &Authority, instance: &Instance, seed: u64) -> core::Config {
+    let mut core = core::Config::hub(REPLICA, authority.tier(), instance.id, seed);
+    core.mint = instance.minted;
+    let streams = config.streams.iter().map(|stream| core::StreamConfig {
+        name: Arc::clone(&stream.name),
+        filters: stream.filters.clone(),
+        class: stream.class,
+        bytes_max: stream.max_bytes,
+    });
+    core.streams = streams.collect();
+    if let Some(default) = core.streams.pop() {
+        core.default_stream = default;
+    }
+    core
+}

@@ -1,0 +1,317 @@
+//! A node in one process: composition root.
+//!
+//! The node serves its devices as soon as its store is open; the hub is nowhere on that path. Whether it
+//! has joined, whether a hub answers, whether the certificate has expired: devices do not notice.
+//!
+//! Start: lock and open the store, load the identity, **bind every socket**, then start tasks. Stop in the
+//! opposite order: sessions are told and drained, fronts and link end, driver and store end.
+
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use broker::{
+    Handle, Tasks, core, driver,
+    event::Command,
+    front::{
+        auth::{Auth, Users, UsersError},
+        mqtt, nats,
+    },
+    instance::{Instance, InstanceError},
+    link::{
+        Counters, Params,
+        dial::{Dialler, Status},
+    },
+    store::{self, OpenError},
+    tasks::Drained,
+};
+use ops::{
+    admin::{self, Admin, AdminError, AdminSocket},
+    config::{Config, Exchange},
+    endpoints::Endpoints,
+    metrics::{self, Exporter, Readiness},
+    parts,
+};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+use crate::{
+    identity::{Identity, IdentityError},
+    join,
+    uplink::Uplink,
+};
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Nobody has said who this is.
+    #[error("this node has no name: join a hub with `octobus join`, or name it with --node to work alone")]
+    NoName,
+    /// Two have said it, differently.
+    #[error(
+        "this folder is node {joined}'s, which joined a hub, but --node says {configured}: leave --node out"
+    )]
+    OtherName { joined: Arc<str>, configured: Arc<str> },
+    /// The instance.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The user file.
+    #[error(transparent)]
+    Users(#[from] UsersError),
+    /// A TCP port.
+    #[error(
+        "cannot listen at {address} ({what}): {source}; is something else running there? port 0 picks a free one"
+    )]
+    Listen { what: &'static str, address: SocketAddr, source: io::Error },
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// No randomness.
+    #[error("the system gives no random bytes: {0}")]
+    Random(#[from] getrandom::Error),
+}
+
+/// A running node.
+#[derive(Debug)]
+pub struct Edge {
+    name: Arc<str>,
+    handle: Handle,
+    endpoints: Endpoints,
+    link: watch::Receiver<Status>,
+    /// Fronts, link, admin: everything that talks to somebody.
+    fronts: Tasks,
+    /// The driver and its store.
+    engine: Tasks,
+}
+
+impl Edge {
+    /// Starts a node. When this returns, every endpoint serves; the link comes when it comes.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let (store, recovered) = store::lmdb::open(&config.data, store::lmdb::Options::node())?;
+        let identity = Identity::load(&config.data)?;
+        let name = name(config, identity.as_ref())?;
+        let instance = Instance::open(&config.data)?;
+        let auth = auth(config)?;
+        let sockets = Sockets::bind(config).await?;
+        let endpoints = sockets.endpoints(config);
+
+        let (fronts, engine) = (Tasks::new(), Tasks::new());
+        let core = core_config(config, &name, &instance, getrandom::u64()?);
+        let handle = driver::start(core, store, recovered, &engine);
+        let (status, link) = Dialler::status();
+        let mut edge = Self { name, handle, endpoints, link, fronts, engine };
+        let exporter = Exporter::new(Some(edge.handle.clone()), Readiness::default());
+        edge.keep_linked(config, identity, status, &exporter);
+        let started = edge.serve(config, auth, sockets, exporter).await;
+        match started.and_then(|()| Ok(instance.confirm(&config.data)?)) {
+            Ok(()) => Ok(edge),
+            Err(error) => {
+                edge.stop(START_FAILED).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it serves.
+    #[must_use]
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
+    /// Its broker.
+    #[must_use]
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Where its dialling stands. A node that has not joined stays at `Dialing`, with no hub.
+    #[must_use]
+    pub fn link(&self) -> watch::Receiver<Status> {
+        self.link.clone()
+    }
+
+    /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
+    pub async fn stop(self, deadline: Duration) -> Drained {
+        let share = deadline / 3;
+        match timeout(share, self.handle.call(Command::Drain)).await {
+            Ok(Ok(_done)) => {}
+            Ok(Err(stopped)) => tracing::warn!(%stopped, "the broker ended before it was drained"),
+            Err(_elapsed) => tracing::warn!("sessions did not end in time"),
+        }
+        let fronts = self.fronts.drain(share).await;
+        drop(self.handle);
+        let engine = self.engine.drain(share).await;
+        match (fronts, engine) {
+            (Drained::Clean, engine) => engine,
+            (Drained::Forced(fronts), Drained::Clean) => Drained::Forced(fronts),
+            (Drained::Forced(fronts), Drained::Forced(engine)) => Drained::Forced(fronts + engine),
+        }
+    }
+
+    fn keep_linked(
+        &self,
+        config: &Config,
+        identity: Option<Identity>,
+        status: watch::Sender<Status>,
+        exporter: &Exporter,
+    ) {
+        if identity.is_none() {
+            tracing::info!(node = %self.name, "not joined: serving devices alone until `octobus join`");
+        }
+        let (current, identity) = watch::channel(identity.map(Arc::new));
+        let data: Arc<Path> = Arc::from(config.data.as_path());
+        let keeping = join::keep_current(data, Arc::clone(&self.name), current, self.fronts.clone());
+        self.fronts.spawn("identity", keeping);
+        let counters = Arc::<Counters>::default();
+        parts::register_links(exporter, &counters);
+        let uplink = Uplink {
+            hubs: config.hubs.iter().map(ToString::to_string).collect(),
+            broker: self.handle.clone(),
+            params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),
+            counters,
+        };
+        self.fronts.spawn("uplink", uplink.run(identity, status, self.fronts.clone()));
+    }
+
+    async fn serve(
+        &mut self,
+        config: &Config,
+        auth: Auth,
+        sockets: Sockets,
+        exporter: Exporter,
+    ) -> Result<(), StartError> {
+        if let Some(address) = config.listen.metrics {
+            let listening = metrics::serve(address, &exporter, &self.fronts).await;
+            let bound =
+                listening.map_err(|source| StartError::Listen { what: "metrics", address, source })?;
+            self.endpoints.metrics = Some(bound);
+        }
+        let Sockets { mqtt: mqtt_listener, nats: nats_listener, admin: admin_socket } = sockets;
+        if let Some(listener) = mqtt_listener {
+            let mut front = mqtt::Config::new(auth.clone());
+            front.packet_max = config.limits.mqtt_packet;
+            front.connections_max = config.limits.mqtt_connections;
+            front.connect_timeout = config.limits.connect_timeout;
+            parts::register_mqtt(&exporter, &front.counters);
+            let serving = mqtt::serve(listener, Arc::new(front), self.handle.clone(), self.fronts.clone());
+            self.fronts.spawn("mqtt front", serving);
+        }
+        if let Some(listener) = nats_listener {
+            let mut front = nats::Config::new(nats::Side::Node, format!("octobus-{}", self.name), auth);
+            front.max_payload = config.limits.nats_payload;
+            front.max_connections = config.limits.nats_connections;
+            front.connect_timeout = config.limits.connect_timeout;
+            parts::register_nats(&exporter, &front.counters);
+            let serving = nats::serve(listener, Arc::new(front), self.handle.clone(), self.fronts.clone());
+            self.fronts.spawn("nats front", serving);
+        }
+        let (broker, tasks) = (self.handle.clone(), self.fronts.clone());
+        let routes = admin::router(Admin { broker, tasks, exporter, is_hub: false });
+        admin_socket.serve(routes, &self.fronts);
+        Ok(())
+    }
+}
+
+/// How long the parts that did start have to end when another did not.
+const START_FAILED: Duration = Duration::from_secs(3);
+
+/// The sockets that clients reach, bound before anything serves. (The metrics port follows: it shows a
+/// broker that runs.)
+struct Sockets {
+    mqtt: Option<TcpListener>,
+    nats: Option<TcpListener>,
+    admin: AdminSocket,
+}
+
+impl Sockets {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        Ok(Self {
+            mqtt: listen_tcp("MQTT", config.listen.mqtt).await?,
+            nats: listen_tcp("NATS", config.listen.nats).await?,
+            admin: AdminSocket::bind(&config.listen.admin)?,
+        })
+    }
+
+    fn endpoints(&self, config: &Config) -> Endpoints {
+        let tcp = |listener: &TcpListener| listener.local_addr().ok();
+        Endpoints {
+            mqtt: self.mqtt.as_ref().and_then(tcp),
+            nats: self.nats.as_ref().and_then(tcp),
+            admin: Some(config.listen.admin.clone()),
+            ..Endpoints::default()
+        }
+    }
+}
+
+async fn listen_tcp(
+    what: &'static str,
+    address: Option<SocketAddr>,
+) -> Result<Option<TcpListener>, StartError> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) => Err(StartError::Listen { what, address, source }),
+    }
+}
+
+/// The name in the certificate; without one, the configured name. They never differ.
+fn name(config: &Config, identity: Option<&Identity>) -> Result<Arc<str>, StartError> {
+    match (identity.map(Identity::name), config.node.clone()) {
+        (Some(joined), Some(configured)) if joined != configured => {
+            Err(StartError::OtherName { joined, configured })
+        }
+        (Some(name), _) | (None, Some(name)) => Ok(name),
+        (None, None) => Err(StartError::NoName),
+    }
+}
+
+fn auth(config: &Config) -> Result<Auth, StartError> {
+    if config.auth.refuses_everybody() {
+        tracing::warn!("no client can get in: name a file of users (auth.users, --users)");
+    }
+    Ok(match &config.auth.users {
+        Some(path) => Auth::Users(Arc::new(Users::load(path)?)),
+        None if config.auth.anonymous => Auth::Anonymous,
+        None => Auth::Users(Arc::new(Users::parse("")?)),
+    })
+}
+
+fn core_config(config: &Config, name: &str, instance: &Instance, seed: u64) -> core::Config {
+    let mut core = core::Config::node(name, instance.id, seed);
+    core.mint = instance.minted;
+    let streams = config.streams.iter().map(|stream| core::StreamConfig {
+        name: Arc::clone(&stream.name),
+        filters: stream.filters.clone(),
+        class: stream.class,
+        bytes_max: stream.max_bytes,
+    });
+    core.streams = streams.collect();
+    if let Some(default) = core.streams.pop() {
+        core.default_stream = default;
+    }
+    core.exports = exports(&config.export, core.exports.spaces);
+    core
+}
+
+/// `*` stands for every stream, and for every space that a node owns.
+fn exports(export: &Exchange, spaces_owned: Vec<Arc<str>>) -> core::Exports {
+    let is_all = |names: &[String]| names.iter().any(|name| name == "*");
+    let names = |names: &[String]| names.iter().map(|name| Arc::from(name.as_str())).collect();
+    core::Exports {
+        streams: (!is_all(&export.logs)).then(|| names(&export.logs)),
+        live: export.live.clone(),
+        spaces: if is_all(&export.state) { spaces_owned } else { names(&export.state) },
+    }
+}
