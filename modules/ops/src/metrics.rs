@@ -4,6 +4,7 @@
 //! Prometheus text. Whoever has counters registers a [`Collect`] that writes them.
 
 mod links;
+mod stats;
 mod text;
 
 use std::{
@@ -134,7 +135,7 @@ impl Exporter {
         if let Some(broker) = &self.broker
             && let Ok(event::Response::Stats(core)) = broker.call(event::Command::Stats).await
         {
-            let _ = core;
+            stats::write(&core, &mut text);
         }
         let collectors = self.collectors.lock().expect("no panic under this lock").clone();
         for collect in collectors {

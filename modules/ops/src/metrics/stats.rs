@@ -1,0 +1,109 @@
+//! The core's statistics as metrics.
+
+use broker::core::{DropReason, Stats};
+
+use super::{Kind, Text};
+
+pub(super) fn write(stats: &Stats, text: &mut Text) {
+    clients(stats, text);
+    logs(stats, text);
+    links(stats, text);
+    by_reason(
+        text,
+        "octobus_drops_total",
+        "Messages that policy dropped, by reason.",
+        stats.drops.iter().map(|(reason, count)| (drop_reason(*reason), *count)),
+    );
+    by_reason(
+        text,
+        "octobus_gaps_total",
+        "Records that gaps stand for, by reason.",
+        stats.gaps.iter().map(|(reason, count)| (*reason, *count)),
+    );
+    gauge(text, "octobus_queue_bytes", "Bytes queued for clients and links.", stats.queue_bytes);
+}
+
+fn clients(stats: &Stats, text: &mut Text) {
+    let name = "octobus_sessions";
+    text.family(
+        name,
+        Kind::Gauge,
+        "Sessions: connected clients, those kept for clients that are away, links.",
+    );
+    text.sample(name, &[("kind", "client"), ("connected", "true")], stats.clients);
+    text.sample(name, &[("kind", "client"), ("connected", "false")], stats.clients_away);
+    text.sample(name, &[("kind", "link"), ("connected", "true")], stats.links);
+    gauge(text, "octobus_subscriptions", "Subscriptions of clients.", stats.subscriptions);
+    let name = "octobus_published_total";
+    text.family(name, Kind::Counter, "Messages that clients published, by QoS.");
+    for (qos, count) in ["0", "1", "2"].iter().zip(stats.published) {
+        text.sample(name, &[("qos", qos)], count);
+    }
+    counter(text, "octobus_published_bytes_total", "Bytes of their frames.", stats.published_bytes);
+    counter(text, "octobus_delivered_total", "Deliveries to clients.", stats.delivered);
+    counter(
+        text,
+        "octobus_slow_consumers_total",
+        "Clients closed because they did not read.",
+        stats.slow_consumers,
+    );
+}
+
+fn logs(stats: &Stats, text: &mut Text) {
+    gauge(text, "octobus_logs", "Logs kept.", stats.logs);
+    gauge(text, "octobus_log_bytes", "Bytes of records kept in Logs.", stats.log_bytes);
+    gauge(
+        text,
+        "octobus_log_unacknowledged_records",
+        "Records of exported Logs that no hub has acknowledged.",
+        stats.log_unacknowledged,
+    );
+    let age_us = match stats.oldest_unacknowledged_us {
+        0 => 0,
+        since => broker::clock::wall_us().saturating_sub(since),
+    };
+    let name = "octobus_queue_oldest_seconds";
+    text.family(
+        name,
+        Kind::Gauge,
+        "Age of the oldest record that no hub has acknowledged; 0 if there is none.",
+    );
+    text.sample(name, &[], super::text::seconds(age_us));
+    counter(text, "octobus_journal_groups_total", "Groups handed to the journal.", stats.groups);
+}
+
+fn links(stats: &Stats, text: &mut Text) {
+    counter(
+        text,
+        "octobus_link_duplicates_total",
+        "Records received over links that were held already; they had no effect.",
+        stats.link_duplicates_in,
+    );
+    by_reason(
+        text,
+        "octobus_link_refusals_total",
+        "Links refused or closed by the broker, by reason.",
+        stats.link_refusals.iter().map(|(reason, count)| (*reason, *count)),
+    );
+}
+
+fn drop_reason(reason: DropReason) -> &'static str {
+    reason.as_str()
+}
+
+fn by_reason<'a>(text: &mut Text, name: &str, help: &str, counts: impl Iterator<Item = (&'a str, u64)>) {
+    text.family(name, Kind::Counter, help);
+    for (reason, count) in counts {
+        text.sample(name, &[("reason", reason)], count);
+    }
+}
+
+fn gauge(text: &mut Text, name: &str, help: &str, value: u64) {
+    text.family(name, Kind::Gauge, help);
+    text.sample(name, &[], value);
+}
+
+fn counter(text: &mut Text, name: &str, help: &str, value: u64) {
+    text.family(name, Kind::Counter, help);
+    text.sample(name, &[], value);
+}
