@@ -1,2 +1,59 @@
-//! stub
-fn main() {}
+//! `octobus`: the one command line.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 no octobus could be reached.
+
+mod cli;
+mod dev;
+mod doctor;
+mod exit;
+mod get;
+mod log;
+mod messages;
+mod output;
+mod serve;
+mod token;
+mod top;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::{
+    cli::{Cli, Command, LogCommand, TokenCommand},
+    exit::{Failure, Outcome},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::failed(format!("cannot start the runtime: {error}")).report(),
+    };
+    // Boxed: the future of `dev` holds a hub and a node.
+    match runtime.block_on(Box::pin(run(cli))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(cli: Cli) -> Outcome {
+    match cli.command {
+        Command::Dev(args) => Box::pin(dev::run(&args)).await,
+        Command::Cloud(args) => Box::pin(serve::cloud(&args)).await,
+        Command::Edge(args) => Box::pin(serve::edge(&args)).await,
+        Command::Token(TokenCommand::Create(args)) => token::create(&args).await,
+        Command::Join(args) => token::join(&args).await,
+        Command::Pub(args) => messages::publish(args).await,
+        Command::Sub(args) => messages::subscribe(&args).await,
+        Command::Get(args) => get::run(&args).await,
+        Command::Log(LogCommand::Read(args)) => log::read(&args).await,
+        Command::Top(args) => top::run(&args).await,
+        Command::Doctor(args) => doctor::run(&args).await,
+        Command::Completion { shell } => {
+            let mut command = Cli::command();
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "octobus", &mut script);
+            output::bytes(&script)
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! What can be typed. The help texts teach: each command says what it is for and shows it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use ops::{
+    client::Client,
+    config::{Flags, units},
+};
+
+use crate::exit::{Failure, Outcome};
+
+/// One message bus from devices at the edge to NATS clients at the hub, and back.
+///
+/// A node serves devices (MQTT) and keeps what they publish; it links to a hub, where NATS clients see every
+/// node under octobus.up.NODE. and send to it under octobus.down.NODE.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    name = "octobus",
+    propagate_version = true,
+    after_help = "\
+Try it on this machine:
+  octobus dev                                    a hub and a node in one process, with three lines to try
+
+Two machines:
+  octobus cloud                                  on the hub
+  octobus token create --node edge-1 --data /var/lib/octobus/hub
+  octobus join --token ob1... --hub hub.example --data /var/lib/octobus/node
+  octobus edge                                   on the node
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 no octobus could be reached."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a hub and a node (edge-1) in one process, on loopback
+    ///
+    /// The node links to the hub over real QUIC with mutual TLS, exactly as on two machines. Clients on this
+    /// machine need no password. Data is kept and found again at the next start: in --data, by default
+    /// $XDG_STATE_HOME/octobus/dev (~/.local/state/octobus/dev). Ctrl-C stops cleanly.
+    #[command(after_help = "\
+Examples:
+  octobus dev
+  octobus dev --data /tmp/try --mqtt 127.0.0.1:0 --nats 127.0.0.1:0 --ready-file /tmp/ready.json")]
+    Dev(Flags),
+    /// Run a hub: nodes link to it, NATS clients see them all
+    #[command(after_help = "\
+Examples:
+  octobus cloud --data /var/lib/octobus/hub --users /etc/octobus/users.toml
+  octobus cloud --nats 127.0.0.1:4222 --quic 0.0.0.0:10001 --bootstrap 0.0.0.0:10002
+
+Nodes need UDP 10001 and TCP 10002 of this machine. Make tokens for them with `octobus token create`.")]
+    Cloud(Flags),
+    /// Run a node: serves devices by MQTT, links to its hub
+    #[command(after_help = "\
+Examples:
+  octobus edge --data /var/lib/octobus/node
+  octobus edge --node lonely --anonymous         a node that has not joined serves its devices alone
+
+Join a hub first with `octobus join`, or at any time later.")]
+    Edge(Flags),
+    /// Make tokens with which nodes join
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Enrol this machine as a node of a hub
+    #[command(after_help = "\
+Examples:
+  octobus join --token ob1... --hub hub.example --data /var/lib/octobus/node
+
+The token comes from `octobus token create` at the hub, works for one node and a short time. It tells this
+machine which hub is the right one, so nothing can stand in between. May be repeated until it succeeds.")]
+    Join(JoinArgs),
+    /// Publish one message
+    #[command(after_help = "\
+Examples:
+  octobus pub --admin DATA/admin.sock sensors/boiler/temp 71.5
+  octobus pub --admin HUB/admin.sock --node edge-1 valves/3 open     from the hub to a node
+  date | octobus pub --data DATA clock -                             the payload from standard input
+
+Done means durable (QoS 1), unless --qos 0.")]
+    Pub(PubArgs),
+    /// Print messages as they come
+    #[command(after_help = "\
+Examples:
+  octobus sub --data DATA 'sensors/#'
+  octobus sub --admin HUB/admin.sock --node edge-1 '#' -o json
+
+At a hub without --node: of every node.")]
+    Sub(SubArgs),
+    /// Show nodes, sessions, streams, conditions, retained messages, State
+    #[command(after_help = "\
+Examples:
+  octobus get nodes --data DATA
+  octobus get streams --admin HUB/admin.sock -o json
+  octobus get state --space twin --node edge-1 --data DATA")]
+    Get(GetArgs),
+    /// Read what Logs hold
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Watch rates, once a second
+    Top(TopArgs),
+    /// Find out what is wrong on this machine, why, and what to do
+    #[command(after_help = "\
+Examples:
+  octobus doctor --data /var/lib/octobus/node
+  octobus doctor --data DATA -o json
+
+Exit code 0 if nothing fails (warnings do not count), else 1.")]
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  octobus completion bash > /etc/bash_completion.d/octobus
+  octobus completion zsh > ~/.zfunc/_octobus")]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token with which one node may join
+    #[command(after_help = "\
+Examples:
+  octobus token create --node edge-1 --data /var/lib/octobus/hub
+  octobus token create --node edge-1 --replace --ttl 1h --admin HUB/admin.sock
+
+The hub must run. The token is printed once and kept by the hub only as a hash.")]
+    Create(TokenArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Print the records of a node's streams, one a line
+    #[command(after_help = "\
+Examples:
+  octobus log read --admin HUB/admin.sock --node edge-1 --topic 'sensors/#'
+  octobus log read --data DATA --node edge-1 --stream default --from 17 -o json
+  octobus log read --admin HUB/admin.sock --node edge-1 --stream default --follow
+
+raw prints each payload and a newline. json prints node, stream, epoch, seq, time, topic and the payload in
+base64, and where records are missing {\"gap\":{from,to,count,reason},...}.")]
+    Read(LogArgs),
+}
+
+/// Which process to ask.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Target {
+    /// Unix socket of a running octobus
+    #[arg(long, value_name = "SOCKET", conflicts_with = "data")]
+    pub(crate) admin: Option<PathBuf>,
+    /// Its data folder instead; of `dev`, its hub is meant
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+impl Target {
+    /// The socket of the process that is meant.
+    pub(crate) fn socket(&self) -> Outcome<PathBuf> {
+        match (&self.admin, &self.data) {
+            (Some(socket), _) => Ok(socket.clone()),
+            (None, Some(data)) => Ok(store_folder(data).join("admin.sock")),
+            (None, None) => Err(Failure::usage(
+                "name a running octobus: --admin SOCKET, or its --data DIR (both are printed at its start)",
+            )),
+        }
+    }
+
+    /// A client of the process that is meant.
+    pub(crate) fn client(&self) -> Outcome<Client> {
+        Ok(Client::new(&self.socket()?))
+    }
+}
+
+/// The folder with the store: `dev` keeps its hub's in `hub`.
+pub(crate) fn store_folder(data: &std::path::Path) -> PathBuf {
+    let hub = data.join("hub");
+    if hub.is_dir() { hub } else { data.to_owned() }
+}
+
+/// How rows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rows {
+    /// A table
+    Text,
+    /// One JSON array
+    Json,
+}
+
+/// How messages are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Messages {
+    /// Node, topic and payload
+    Text,
+    /// One JSON object a line
+    Json,
+    /// The payload and a newline
+    Raw,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// The node that may join with it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+    /// May take over the name of a node that is enrolled; using it ends the old machine's access
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Good for this long, for example 1h
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(crate) ttl: Option<std::time::Duration>,
+    /// How to print: text is the token alone
+    #[arg(short, long, value_enum, default_value_t = Rows::Text)]
+    pub(crate) output: Rows,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// The token; - reads it from standard input, so that it stands in no list of processes
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: String,
+    /// The hub's bootstrap address; port 10002 if none is given
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) hub: String,
+    /// The node's data folder
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/octobus/node")]
+    pub(crate) data: PathBuf,
+    /// Enrol anew although this folder has joined; its name stays
+    #[arg(long)]
+    pub(crate) again: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PubArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// At a hub: the node to send to
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// 1: durable when this returns; 0: not kept
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    pub(crate) qos: u8,
+    /// Also set the retained message of the topic; with an empty payload, clear it
+    #[arg(long)]
+    pub(crate) retain: bool,
+    /// Topic, levels separated by /
+    pub(crate) topic: String,
+    /// Payload; - reads it from standard input
+    pub(crate) payload: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// At a hub: only this node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// End after this many messages
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// Topic filter: + is one level, # all that follow
+    pub(crate) filter: String,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Messages::Text)]
+    pub(crate) output: Messages,
+}
+
+/// What `get` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum What {
+    /// Enrolled nodes, and whether they are linked
+    Nodes,
+    /// Clients and links
+    Sessions,
+    /// Logs and what they hold
+    Streams,
+    /// What needs somebody's attention
+    Conditions,
+    /// Retained messages
+    Retained,
+    /// Entries of a State space (--space)
+    State,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// What to show
+    #[arg(value_enum)]
+    pub(crate) what: What,
+    /// Only of this node; State without it is the tier's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// State: which space
+    #[arg(long, value_name = "NAME", required_if_eq("what", "state"))]
+    pub(crate) space: Option<String>,
+    /// State and retained: only keys that begin so
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub(crate) prefix: String,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Rows::Text)]
+    pub(crate) output: Rows,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["admin", "data"]))]
+pub(crate) struct LogArgs {
+    /// Unix socket of a running octobus
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) admin: Option<PathBuf>,
+    /// Data folder that no octobus uses now: a hub's, a node's or dev's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Whose Logs
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
+    /// Only topics that match this filter; gaps are always shown
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) topic: Option<String>,
+    /// Only this stream
+    #[arg(long, value_name = "NAME")]
+    pub(crate) stream: Option<String>,
+    /// Begin at this record; with its epoch, refuse if the stream stands in another one there
+    #[arg(long, value_name = "[EPOCH:]SEQ", requires = "stream")]
+    pub(crate) from: Option<ops::api::Start>,
+    /// Go on with what comes
+    #[arg(long, requires = "stream", conflicts_with = "data")]
+    pub(crate) follow: bool,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Messages::Text)]
+    pub(crate) output: Messages,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Print one second's rates and end
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Data folder of the hub or node to examine; of `dev`, its node is meant
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Configuration file that the hub or node is started with
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Rows::Text)]
+    pub(crate) output: Rows,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn each(command: &clap::Command, check: &mut dyn FnMut(&clap::Command)) {
+        check(command);
+        for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            each(inner, check);
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_every_argument_explains_itself() {
+        each(&Cli::command(), &mut |command| {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(argument.get_help().is_some(), "{} {}", command.get_name(), argument.get_id());
+            }
+        });
+    }
+
+    #[test]
+    fn from_needs_one_stream() {
+        let parse =
+            |args: &[&str]| Cli::try_parse_from([&["octobus", "log", "read", "--node", "n"], args].concat());
+        assert!(parse(&["--data", "d", "--from", "1"]).is_err());
+        assert!(parse(&["--data", "d", "--stream", "s", "--from", "c0ffee:1"]).is_ok());
+        assert!(parse(&["--stream", "s"]).is_err(), "neither --admin nor --data");
+        assert!(parse(&["--data", "d", "--admin", "a"]).is_err(), "both");
+    }
+
+    #[test]
+    fn anonymous_is_a_switch_and_takes_a_value_too() {
+        let parse =
+            |args: &[&str]| match Cli::try_parse_from([&["octobus", "edge"], args].concat()).unwrap().command
+            {
+                Command::Edge(flags) => flags.anonymous,
+                _ => None,
+            };
+        assert_eq!(parse(&["--anonymous"]).as_deref(), Some("true"));
+        assert_eq!(parse(&["--anonymous=false", "--mqtt", "off"]).as_deref(), Some("false"));
+        assert_eq!(parse(&[]), None);
+    }
+}
