@@ -62,8 +62,11 @@ fn dev_prints_what_to_try() {
     let folder = folder();
     let dev = Octobus::new(Role::Dev, &folder.path().join("data")).start();
     let limit = Duration::from_secs(5);
-    for line in ["mosquitto_pub", "nats sub", "nats pub"] {
-        dev.process.wait_line(line, limit, |said| said.contains(line).then_some(()));
+    for (program, what) in
+        [("mosquitto_pub", "sensors/"), ("nats", "sub 'octobus.up."), ("nats", "pub octobus.down.")]
+    {
+        let is = |said: &str| (said.trim_start().starts_with(program) && said.contains(what)).then_some(());
+        dev.process.wait_line(what, limit, is);
     }
     let said = dev.process.output();
     for part in ["mqtt", "nats"] {

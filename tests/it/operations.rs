@@ -9,8 +9,8 @@ use std::{
 };
 
 use octobus_tests::{
-    clock, mqtt,
-    octobus::{NODE, Octobus, Role, folder, octobus},
+    clock, log, mqtt,
+    octobus::{NODE, Octobus, Pair, Role, folder, octobus},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -29,15 +29,28 @@ fn health_readiness_and_metrics_are_served_over_http() {
     assert!(said.contains("durability"), "readiness says how durable this hub is: {said}");
     assert_eq!(get(metrics, "/nothing").0, 404);
 
-    let (status, text) = get(metrics, "/metrics");
+    let text = metrics_of(metrics);
+    assert!(samples(&text).any(|line| line.starts_with("octobus_sessions")), "{text}");
+    assert_speaks_of(&text, &["sessions", "link_ends", "queue_bytes", "oldest", "drops", "gaps", "flush"]);
+}
+
+#[test]
+fn a_node_measures_its_link_and_its_disk() {
+    let folder = folder();
+    let pair = Pair::joined(folder.path(), |quic| quic);
+    let hub = pair.hub.start();
+    let node = pair.node.start();
+    let text = metrics_of(node.endpoint("metrics"));
+    assert_speaks_of(&text, &["sessions", "reconnects", "queue_bytes", "oldest", "drops", "gaps", "flush"]);
+    node.stop();
+    hub.stop();
+}
+
+/// The page, if it follows Prometheus's rules for names and units.
+fn metrics_of(address: SocketAddr) -> String {
+    let (status, text) = get(address, "/metrics");
     assert_eq!(status, 200);
-    let names: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-    for subject in ["sessions", "reconnects", "queue_bytes", "oldest", "drop", "gap", "flush"] {
-        assert!(names.iter().any(|name| name.contains(subject)), "no metric about {subject}: {names:?}");
-    }
-    let samples = || text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-    for line in samples() {
+    for line in samples(&text) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         assert!(name.starts_with("octobus_") || name.starts_with("process_"), "{line}");
         let value = line.rsplit(' ').next().unwrap_or_default();
@@ -46,7 +59,7 @@ fn health_readiness_and_metrics_are_served_over_http() {
             assert!(!name.ends_with(wrong), "{name}: seconds and bytes are the units of Prometheus");
         }
     }
-    for name in &names {
+    for name in families(&text) {
         let counter = text.contains(&format!("# TYPE {name} counter"));
         assert_eq!(
             counter,
@@ -55,9 +68,22 @@ fn health_readiness_and_metrics_are_served_over_http() {
         );
         assert!(text.contains(&format!("# HELP {name} ")), "{name} has no HELP");
     }
-    assert!(
-        samples().any(|line| line.starts_with("octobus_sessions{") || line.starts_with("octobus_sessions "))
-    );
+    text
+}
+
+fn samples(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.starts_with('#') && !line.is_empty())
+}
+
+fn families(text: &str) -> Vec<&str> {
+    text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect()
+}
+
+fn assert_speaks_of(text: &str, subjects: &[&str]) {
+    let names = families(text);
+    let missing: Vec<_> =
+        subjects.iter().filter(|one| !names.iter().any(|name| name.contains(**one))).collect();
+    assert!(missing.is_empty(), "no metric about {missing:?}: {names:?}");
 }
 
 #[test]
@@ -126,17 +152,17 @@ fn the_command_line_publishes_subscribes_and_shows() {
 }
 
 #[test]
-fn readiness_follows_the_link() {
+fn a_node_serves_its_devices_before_it_ever_saw_its_hub() {
     let folder = folder();
-    let pair = octobus_tests::octobus::Pair::joined(folder.path(), |quic| quic);
+    let pair = Pair::joined(folder.path(), |quic| quic);
     // The edge never waits for the cloud: it serves with no hub at all.
     let node = pair.node.start();
     let mut device = mqtt::Client::connect(node.endpoint("mqtt"), &mqtt::Options::new("device")).unwrap();
     device.publish_acked("a", b"x", false).unwrap();
     let hub = pair.hub.start();
     clock::wait_for("the message at the hub", SOON, || {
-        let lines = octobus_tests::log::read(octobus_tests::log::From::Admin(&hub.admin()), NODE, &[]);
-        (octobus_tests::log::records(&lines).len() == 1).then_some(())
+        let lines = log::read(log::From::Admin(&hub.admin()), NODE, &[]);
+        (log::records(&lines).len() == 1).then_some(())
     });
     node.stop();
     hub.stop();

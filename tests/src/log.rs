@@ -49,7 +49,7 @@ pub enum From<'a> {
     Data(&'a Path),
 }
 
-/// Reads every stream of a node.
+/// Reads every stream of a node; nothing if it has none yet.
 ///
 /// # Panics
 /// If the command fails or prints what cannot be understood.
@@ -61,7 +61,11 @@ pub fn read(from: From<'_>, node: &str, more: &[&str]) -> Vec<Line> {
     };
     let path = path.to_str().expect("a UTF-8 path");
     let args = [&["log", "read", flag, path, "--node", node, "-o", "json"], more].concat();
-    let lines = octobus(&args).ok();
+    let done = octobus(&args);
+    if done.status.code() == Some(3) {
+        return Vec::new(); // "not found": a Log begins with its first record
+    }
+    let lines = done.ok();
     lines.iter().map(|line| parse(line).unwrap_or_else(|| panic!("not a line of a log: {line}"))).collect()
 }
 
