@@ -146,6 +146,7 @@ impl Client {
             .method(method)
             .uri(uri(path, query))
             .header("host", "octobus")
+            .header("content-type", "application/json")
             .body(Full::new(body))
             .expect("path and escaped query make a URI");
         let answer = tokio::time::timeout(ANSWER_WITHIN, sender.send_request(request)).await;
