@@ -12,7 +12,6 @@ use super::{
     link::{Import, Link, LinkSource, LogExport, Phase, StateExport},
     log::{self, Log, LogId},
     publish::Message,
-    request,
     space::{Pair, Version},
 };
 use crate::{limits, store::SourceKind};
@@ -583,8 +582,12 @@ impl Core {
         if flags.contains(Flags::REPLY) {
             return self.on_reply(session, record.header.seq, &record.body);
         }
-        let reply = (flags.contains(Flags::REQUEST) && !self.config.is_hub())
-            .then(|| request::hop_topic(session, record.header.seq));
+        let correlation = record.header.seq;
+        let asks = flags.contains(Flags::REQUEST) && !self.config.is_hub();
+        let reply = if asks { self.open_hop(session, correlation) } else { None };
+        if asks && reply.is_none() {
+            return self.answer_nobody(session, correlation);
+        }
         let reached = self.route(&Message {
             origin,
             topic: view.topic(),
@@ -596,7 +599,7 @@ impl Core {
             logged: None,
         });
         if reached == 0 && reply.is_some() {
-            self.answer_nobody(session, record.header.seq);
+            self.answer_nobody(session, correlation);
         }
     }
 

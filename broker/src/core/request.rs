@@ -1,8 +1,9 @@
 //! Requests over a link: who waits for which answer.
 //!
 //! A hub's client asks a node with a reply topic; the request goes over the node's link as a Live record
-//! with a correlation id of this hop. On the node it is delivered with the reply topic
-//! `_INBOX/_hop/<session>/<id>`; what is published there goes back as a Live record with the same id.
+//! with a correlation id of this hop. On the node it is delivered with the reply topic `_INBOX/_hop/<token>`,
+//! where the token is 64 random bits: who was not asked cannot guess where to answer. What is published there
+//! goes back as a Live record with the same id, once.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -27,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Requests {
     last: u64,
     waiting: BTreeMap<u64, Waiting>,
+    /// On a node: where the answer to each token goes, and when it was asked.
+    hops: BTreeMap<u64, (SessionId, u64, Duration)>,
 }
 
 #[derive(Debug)]
@@ -36,8 +39,10 @@ struct Waiting {
     asked: Duration,
 }
 
-pub(super) fn hop_topic(session: SessionId, correlation: u64) -> Arc<str> {
-    format!("{HOP_PREFIX}{}/{correlation}", session.0).into()
+impl Requests {
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.hops.is_empty()
+    }
 }
 
 impl Core {
@@ -55,7 +60,7 @@ impl Core {
         self.requests.last += 1;
         let correlation = self.requests.last;
         let waiting = Waiting { inbox: Arc::clone(inbox), node: Arc::clone(node), asked: self.now.mono };
-        let first = self.requests.waiting.is_empty();
+        let first = self.requests.is_idle();
         self.requests.waiting.insert(correlation, waiting);
         link.push_live(node, Class::Event, Flags::REQUEST, correlation, frame.clone());
         self.pump_links.insert(session);
@@ -64,12 +69,27 @@ impl Core {
         }
     }
 
+    /// A reply topic for a request that came over a link; none if too many are open.
+    pub(super) fn open_hop(&mut self, session: SessionId, correlation: u64) -> Option<Arc<str>> {
+        if self.requests.hops.len() >= limits::REQUESTS_MAX {
+            return None;
+        }
+        if self.requests.is_idle() {
+            self.after(PATIENCE, Timer::Requests);
+        }
+        let token: u64 = rand::Rng::random(&mut self.rng);
+        self.requests.hops.insert(token, (session, correlation, self.now.mono));
+        Some(format!("{HOP_PREFIX}{token:016x}").into())
+    }
+
     pub(super) fn forget_requests(&mut self) {
         let now = self.now.mono;
         self.requests.waiting.retain(|_, waiting| waiting.asked + PATIENCE > now);
-        if let Some((_, oldest)) = self.requests.waiting.first_key_value() {
-            let left = (oldest.asked + PATIENCE).saturating_sub(now);
-            self.after(left, Timer::Requests);
+        self.requests.hops.retain(|_, (_, _, asked)| *asked + PATIENCE > now);
+        let asked = self.requests.waiting.values().map(|waiting| waiting.asked);
+        let oldest = asked.chain(self.requests.hops.values().map(|(_, _, asked)| *asked)).min();
+        if let Some(oldest) = oldest {
+            self.after((oldest + PATIENCE).saturating_sub(now), Timer::Requests);
         }
     }
 
@@ -98,9 +118,8 @@ impl Core {
 
     /// On a node: something was published to the reply topic of a request that came over a link.
     pub(super) fn answer_hop(&mut self, topic: &str, frame: &Bytes) {
-        let hop = topic.strip_prefix(HOP_PREFIX).and_then(|rest| rest.split_once('/'));
-        let parsed = hop.and_then(|(session, id)| Some((session.parse().ok()?, id.parse().ok()?)));
-        let Some((session, correlation)) = parsed.map(|(session, id): (u64, u64)| (SessionId(session), id))
+        let token = topic.strip_prefix(HOP_PREFIX).and_then(|token| u64::from_str_radix(token, 16).ok());
+        let Some((session, correlation, _)) = token.and_then(|token| self.requests.hops.remove(&token))
         else {
             return self.stats.drop(DropReason::UnknownReply);
         };

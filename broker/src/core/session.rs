@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use codec::{Kind, proto};
+use codec::{FrameView, Kind, frame::FrameParts, proto};
 
 use super::{
     Core, Party, Timer,
     client::{Client, ClientIx, Cursor, inbound_key, outbound_key},
     event::{
-        ClientAck, CloseReason, Front, OriginFilter, Output, Reply, RetainedOnSubscribe, SessionId,
+        ClientAck, CloseReason, Front, OriginFilter, Output, Publish, Reply, RetainedOnSubscribe, SessionId,
         SessionOpen, Subscription, Unsubscribe,
     },
     ledger::Effect,
@@ -28,6 +28,10 @@ impl Core {
         }
         let (ix, present) = self.find_or_add_client(&open);
         let client = self.clients.get_mut(&ix).expect("found or added");
+        if open.expiry_s == 0 && client.is_durable() {
+            // What was kept on disk for it ends with this connection.
+            client.erase(&mut self.ledger);
+        }
         client.session = Some(open.session);
         client.visits += 1;
         client.expiry_s = open.expiry_s;
@@ -133,9 +137,26 @@ impl Core {
         if client.is_durable() {
             client.write_session(&mut self.ledger);
         }
-        if let Err(reason) = self.publish(None, will.message) {
+        let message = self.dated_now(will.message);
+        if let Err(reason) = self.publish(None, message) {
             tracing::warn!(client = %self.clients[&ix].id, %reason, "will not published");
         }
+    }
+
+    /// A will was encoded when its client connected; it is published, and begins to age, now.
+    fn dated_now(&self, message: Publish) -> Publish {
+        let Ok(view) = FrameView::parse(&message.frame) else { return message };
+        let headers: Vec<(&str, &[u8])> = view.headers().collect();
+        let frame = FrameParts {
+            topic: view.topic(),
+            time_us: self.now.wall_us,
+            time_trusted: self.now.trusted,
+            trace: view.trace(),
+            ttl_s: view.ttl_s(),
+            headers: &headers,
+            payload: view.payload(),
+        };
+        Publish { frame: frame.encode(), ..message }
     }
 
     pub(super) fn on_expired(&mut self, ix: ClientIx, visits: u64) {
