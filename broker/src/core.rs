@@ -46,7 +46,7 @@ use self::{
     client::{Client, ClientIx},
     event::{
         Action, CloseReason, CommandId, Condition, Event, Lsn, Now, Origin, Output, ReadId, ReadRequest,
-        Response, SessionId,
+        SessionId,
     },
     ledger::{Effect, Ledger},
     link::{Claim, Link},
@@ -174,7 +174,7 @@ enum Reading {
     /// The crc at a receiver's mark.
     Mark(SessionId, LogId),
     /// A `LogRead` command.
-    Command(CommandId),
+    Command(CommandId, LogId),
 }
 
 /// What is due at a time.
@@ -357,10 +357,7 @@ impl Core {
             Reading::Redelivery(client, packet_id) => self.on_redelivery_read(client, packet_id, &records),
             Reading::Export(session, log) => self.on_export_read(session, log, &records),
             Reading::Mark(session, log) => self.on_mark_read(session, log, &records),
-            Reading::Command(id) => {
-                let next = records.last().map_or(0, |record| record.header.seq + 1);
-                self.out.push(Action::Respond { id, response: Response::Records { records, next } });
-            }
+            Reading::Command(id, log) => self.on_command_read(id, log, records),
         }
     }
 

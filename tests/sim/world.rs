@@ -357,9 +357,14 @@ impl World {
         let Response::Logs(logs) = self.hosts[host].ask(now, command) else { panic!("a list of Logs") };
         let mut tags = Vec::new();
         for log in logs {
-            let (stream, from) = (Arc::clone(&log.stream), log.first);
-            let command =
-                Command::LogRead { origin: Arc::clone(&origin), stream, from, bytes_max: usize::MAX >> 8 };
+            let (stream, epoch, from) = (Arc::clone(&log.stream), Some(log.epoch), log.first);
+            let command = Command::LogRead {
+                origin: Arc::clone(&origin),
+                stream,
+                epoch,
+                from,
+                bytes_max: usize::MAX >> 8,
+            };
             let Response::Records { records, .. } = self.hosts[host].ask(now, command) else {
                 panic!("records")
             };

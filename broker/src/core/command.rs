@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use codec::Record;
+
 use super::{
     Core, Party, Reading,
     event::{
@@ -9,6 +11,7 @@ use super::{
     },
     ledger::Effect,
     link::Phase,
+    log::{Log, LogId},
 };
 
 /// Entries of one StateList.
@@ -33,8 +36,14 @@ impl Core {
                 self.watch_state(session, &origin, &space, &prefix)
             }
             Command::LogList { origin } => Response::Logs(self.list_logs(origin.as_ref())),
-            Command::LogRead { origin, stream, from, bytes_max } => {
-                return self.read_log(&origin, &stream, from, bytes_max, id);
+            Command::LogRead { origin, stream, epoch, from, bytes_max } => {
+                return match self.history(&origin, &stream, epoch) {
+                    Some(log) => self.read_log(log, from, bytes_max, id),
+                    None => {
+                        let response = Response::Refused(format!("no stream {stream} of {origin:?}"));
+                        self.out.push(super::Action::Respond { id, response });
+                    }
+                };
             }
             Command::Stats => Response::Stats(Box::new(self.stats_now())),
             Command::Sessions => Response::Sessions(self.list_sessions()),
@@ -125,19 +134,38 @@ impl Core {
             .collect()
     }
 
-    fn read_log(&mut self, origin: &Origin, stream: &Arc<str>, from: u64, bytes_max: usize, id: CommandId) {
-        let log = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream)));
-        let Some(log) = log.map(|log| &self.logs[log]) else {
-            let response = Response::Refused(format!("no stream {stream} of {origin:?}"));
-            return self.out.push(super::Action::Respond { id, response });
+    /// The Log of this name that had this epoch, or the current one.
+    fn history(&self, origin: &Origin, stream: &Arc<str>, epoch: Option<u64>) -> Option<LogId> {
+        let current = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream))).copied();
+        let Some(epoch) = epoch else { return current };
+        let had = |log: &&Log| {
+            let named = log.origin == *origin && log.stream == *stream;
+            named && log.epochs.iter().any(|(_, held)| *held == epoch)
         };
+        self.logs.values().find(had).map(|log| log.id)
+    }
+
+    fn read_log(&mut self, log: LogId, from: u64, bytes_max: usize, id: CommandId) {
+        let log = &self.logs[&log];
         let from = from.max(log.first);
         if from >= log.durable_next {
             let response = Response::Records { records: Vec::new(), next: log.durable_next };
             return self.out.push(super::Action::Respond { id, response });
         }
         let source = log.id;
-        self.read(source, from, bytes_max, Reading::Command(id));
+        self.read(source, from, bytes_max, Reading::Command(id, source));
+    }
+
+    /// Records that a command asked for. Their epoch is what the Log's table says now: a Log that disowned
+    /// a part of its history did not rewrite the records.
+    pub(super) fn on_command_read(&mut self, id: CommandId, log: LogId, mut records: Vec<Record>) {
+        let next = records.last().map_or(0, |record| record.header.seq + 1);
+        if let Some(log) = self.logs.get(&log) {
+            for record in &mut records {
+                record.header.epoch = log.epoch_at(record.header.seq);
+            }
+        }
+        self.out.push(super::Action::Respond { id, response: Response::Records { records, next } });
     }
 
     fn list_sessions(&self) -> Vec<SessionInfo> {

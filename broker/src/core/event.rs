@@ -416,10 +416,10 @@ pub enum Command {
     StateWrite(Vec<StateOp>),
     /// Send [`Output::State`] to this session: all that match now, `Synced`, then changes.
     StateWatch { session: SessionId, origin: Origin, space: Arc<str>, prefix: String },
-    /// Which Logs there are.
+    /// Which Logs there are; older histories of a stream stand before its current one.
     LogList { origin: Option<Origin> },
-    /// Read a Log.
-    LogRead { origin: Origin, stream: Arc<str>, from: u64, bytes_max: usize },
+    /// Read a Log: the history that had this epoch, or the current one.
+    LogRead { origin: Origin, stream: Arc<str>, epoch: Option<u64>, from: u64, bytes_max: usize },
     /// Counters, gauges, sessions.
     Stats,
     /// Connected clients and links.

@@ -63,6 +63,7 @@ pub(super) async fn read(
     if query.stream.is_none() && (from.is_some() || query.follow) {
         return Err(Refusal::bad("from and follow need one stream: name it"));
     }
+    let follow = query.follow;
     let mut logs = logs_of(&admin.broker, Some(&query.node)).await?;
     if let Some(stream) = &query.stream {
         logs.retain(|log| *log.stream == **stream);
@@ -70,15 +71,19 @@ pub(super) async fn read(
     if logs.is_empty() {
         return Err(Refusal::not_found(no_log(&query)));
     }
-    if let (Some(from), Some(log)) = (from, logs.first()) {
-        check_epoch(&admin.broker, log, from).await?;
+    if let Some(from) = from {
+        // A position belongs to one history: the one it names, else the current.
+        let named = from.epoch.and_then(|epoch| logs.iter().position(|log| log.epoch == epoch));
+        logs.drain(..named.unwrap_or(logs.len() - 1));
+        check_epoch(&admin.broker, &logs[0], from).await?;
+    } else if follow {
+        logs.drain(..logs.len() - 1);
     }
     let Admin { broker, tasks, .. } = admin;
-    let follow = query.follow;
     Ok(stream::ndjson(&tasks, "admin log", move |mut lines| async move {
-        for log in &logs {
+        for (index, log) in logs.iter().enumerate() {
             let reader = Reader { broker: &broker, log, topic: topic.as_ref() };
-            let seq = from.map_or(log.first, |from| from.seq);
+            let seq = from.filter(|_| index == 0).map_or(log.first, |from| from.seq);
             let seq = reader.copy(seq, log.next, &mut lines).await?;
             if follow {
                 reader.follow(seq, &mut lines).await?;
@@ -171,7 +176,8 @@ async fn page(
     bytes_max: usize,
 ) -> Result<(Vec<Record>, u64), Refusal> {
     let (origin, stream) = (Arc::clone(&log.origin), Arc::clone(&log.stream));
-    match broker.call(Command::LogRead { origin, stream, from, bytes_max }).await? {
+    let epoch = Some(log.epoch);
+    match broker.call(Command::LogRead { origin, stream, epoch, from, bytes_max }).await? {
         event::Response::Records { records, next } => Ok((records, next)),
         other => Err(unexpected(other)),
     }
