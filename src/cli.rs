@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ops::{
     client::Client,
@@ -35,6 +35,21 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 no 
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// The definition, without what a role has no use for in its help. Where it is typed all the same, the
+/// configuration says so together with every other mistake.
+pub(crate) fn command() -> clap::Command {
+    let hide = |role, foreign: &'static [&'static str]| {
+        move |command: clap::Command| {
+            command.mut_subcommand(role, |role| {
+                foreign.iter().fold(role, |role, name| role.mut_arg(name, |arg| arg.hide(true)))
+            })
+        }
+    };
+    let command = hide("dev", &["hub"])(Cli::command());
+    let command = hide("cloud", &["node", "hub", "mqtt", "node_nats"])(command);
+    hide("edge", &["node_nats", "quic", "websocket", "bootstrap"])(command)
 }
 
 #[derive(Debug, Subcommand)]
@@ -366,8 +381,6 @@ pub(crate) struct DoctorArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn each(command: &clap::Command, check: &mut dyn FnMut(&clap::Command)) {
@@ -379,7 +392,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

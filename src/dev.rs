@@ -164,7 +164,7 @@ fn lines_to_try(node: &str, endpoints: &Endpoints) -> String {
     ];
     let mut text = "\nTry:\n\n".to_owned();
     for (line, what) in lines {
-        writeln!(text, "  {line:<66}# {what}").expect("a String takes everything");
+        writeln!(text, "  {line:<64}  # {what}").expect("a String takes everything");
     }
     text
 }

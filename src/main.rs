@@ -16,7 +16,7 @@ mod top;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::FromArgMatches as _;
 
 use crate::{
     cli::{Cli, Command, LogCommand, TokenCommand},
@@ -24,7 +24,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Failure::failed(format!("cannot start the runtime: {error}")).report(),
@@ -50,7 +51,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Top(args) => top::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Completion { shell } => {
-            let mut command = Cli::command();
+            let mut command = cli::command();
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut command, "octobus", &mut script);
             output::bytes(&script)

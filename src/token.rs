@@ -13,8 +13,7 @@ use crate::{
 pub(crate) async fn create(args: &TokenArgs) -> Outcome {
     let ttl_s = args.ttl.map(|ttl| ttl.as_secs());
     let order = cloudhub::admin::TokenOrder { node: args.node.clone(), replace: args.replace, ttl_s };
-    let order = serde_json::to_vec(&order).map_err(Failure::failed)?;
-    let row: cloudhub::admin::TokenRow = args.target.client()?.post("/v1/tokens", &[], order.into()).await?;
+    let row: cloudhub::admin::TokenRow = args.target.client()?.post_json("/v1/tokens", &order).await?;
     match args.output {
         Rows::Json => output::json(&row),
         Rows::Text => output::line(row.token.as_bytes()),

@@ -220,7 +220,7 @@ impl Hub {
 
     fn serve_links(&self, config: &Config, listener: QuicListener, exporter: &Exporter) {
         let counters = Arc::<Counters>::default();
-        parts::register_links(exporter, &counters);
+        exporter.register(metrics::links(Arc::clone(&counters)));
         let acceptor = Acceptor {
             broker: self.handle.clone(),
             params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),

@@ -175,7 +175,7 @@ impl Edge {
         let keeping = join::keep_current(data, Arc::clone(&self.name), current, self.fronts.clone());
         self.fronts.spawn("identity", keeping);
         let counters = Arc::<Counters>::default();
-        parts::register_links(exporter, &counters);
+        exporter.register(metrics::links(Arc::clone(&counters)));
         let uplink = Uplink {
             hubs: config.hubs.iter().map(ToString::to_string).collect(),
             broker: self.handle.clone(),

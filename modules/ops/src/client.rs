@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use crate::api::Problem;
@@ -22,6 +22,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Largest line of a stream: a frame in base64 with room for the rest.
 const LINE_BYTES_MAX: usize = 4 << 20;
+
+const JSON: &str = "application/json";
+const BYTES: &str = "application/octet-stream";
 
 /// Why the admin socket gives no answer.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +90,7 @@ impl Client {
         serde_json::from_slice(&text).map_err(|error| ClientError::NotUnderstood { what: error.to_string() })
     }
 
-    /// A JSON answer to a body.
+    /// A JSON answer to a body of bytes.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -98,6 +101,21 @@ impl Client {
         body: Bytes,
     ) -> Result<T, ClientError> {
         let text = self.text(Method::POST, path, query, body).await?;
+        serde_json::from_slice(&text).map_err(|error| ClientError::NotUnderstood { what: error.to_string() })
+    }
+
+    /// A JSON answer to a JSON body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).expect("requests have string keys");
+        let response = self.request(Method::POST, path, &[], JSON, body.into()).await?;
+        let text = self.whole(response).await?;
         serde_json::from_slice(&text).map_err(|error| ClientError::NotUnderstood { what: error.to_string() })
     }
 
@@ -112,7 +130,11 @@ impl Client {
         query: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
-        let response = self.request(method, path, query, body).await?;
+        let response = self.request(method, path, query, BYTES, body).await?;
+        self.whole(response).await
+    }
+
+    async fn whole(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         body.map(http_body_util::Collected::to_bytes).map_err(|error| self.broken(&error.to_string()))
     }
@@ -122,7 +144,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, ClientError> {
-        let response = self.request(Method::GET, path, query, Bytes::new()).await?;
+        let response = self.request(Method::GET, path, query, BYTES, Bytes::new()).await?;
         Ok(Lines { body: response.into_body(), buffer: BytesMut::new(), socket: self.socket.clone() })
     }
 
@@ -131,6 +153,7 @@ impl Client {
         method: Method,
         path: &str,
         query: &[(&str, &str)],
+        content_type: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
@@ -146,7 +169,7 @@ impl Client {
             .method(method)
             .uri(uri(path, query))
             .header("host", "octobus")
-            .header("content-type", "application/json")
+            .header("content-type", content_type)
             .body(Full::new(body))
             .expect("path and escaped query make a URI");
         let answer = tokio::time::timeout(ANSWER_WITHIN, sender.send_request(request)).await;

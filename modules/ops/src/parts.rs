@@ -1,4 +1,4 @@
-//! Metrics of the broker's parts that count for themselves: links and fronts.
+//! Metrics of the fronts, which count for themselves.
 //!
 //! Each `register_*` adds one part to an [`Exporter`]; nothing is computed between scrapes.
 
@@ -7,19 +7,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use broker::{
-    front::{mqtt, nats},
-    link::{self, counters::Traffic},
-};
-use codec::Class;
+use broker::front::{mqtt, nats};
 
 use crate::metrics::{Exporter, Kind, Text};
-
-/// Links: traffic by class and direction, ends by reason, round trip.
-pub fn register_links(exporter: &Exporter, counters: &Arc<link::Counters>) {
-    let counters = Arc::clone(counters);
-    exporter.register(Arc::new(move |text| links(text, &counters)));
-}
 
 /// The MQTT front: connections, packets, bytes, refusals, ends by cause.
 pub fn register_mqtt(exporter: &Exporter, counters: &Arc<mqtt::Counters>) {
@@ -31,36 +21,6 @@ pub fn register_mqtt(exporter: &Exporter, counters: &Arc<mqtt::Counters>) {
 pub fn register_nats(exporter: &Exporter, counters: &Arc<nats::Counters>) {
     let counters = Arc::clone(counters);
     exporter.register(Arc::new(move |text| nats_front(text, &counters)));
-}
-
-fn links(text: &mut Text, counters: &link::Counters) {
-    gauge(text, "octobus_links_up", "Links that are up.", &counters.up);
-    const FAILED: &str = "Handshakes that failed, were refused or took too long.";
-    counter(text, "octobus_link_handshakes_failed_total", FAILED, &counters.handshakes_failed);
-
-    text.family("octobus_link_ends_total", Kind::Counter, "Links that ended, by reason.");
-    for (reason, count) in counters.ended() {
-        text.sample("octobus_link_ends_total", &[("reason", reason)], count);
-    }
-    type Field = fn(&Traffic) -> &AtomicU64;
-    let families: [(&str, &str, Field); 4] = [
-        ("octobus_link_batches_total", "Batches over links.", |traffic| &traffic.batches),
-        ("octobus_link_records_total", "Records over links.", |traffic| &traffic.records),
-        ("octobus_link_raw_bytes_total", "Bytes of records over links.", |traffic| &traffic.raw_bytes),
-        ("octobus_link_wire_bytes_total", "The same as they travelled.", |traffic| &traffic.wire_bytes),
-    ];
-    for (name, help, field) in families {
-        text.family(name, Kind::Counter, help);
-        for (direction, classes) in [("sent", &counters.sent), ("received", &counters.received)] {
-            for (class, traffic) in Class::ALL.iter().zip(classes) {
-                let labels = [("direction", direction), ("class", class.as_str())];
-                text.sample(name, &labels, field(traffic).load(Relaxed));
-            }
-        }
-    }
-    let rtt = counters.rtt_us.load(Relaxed) as f64 / 1e6;
-    text.family("octobus_link_rtt_seconds", Kind::Gauge, "Last round trip measured by a heartbeat.");
-    text.sample("octobus_link_rtt_seconds", &[], rtt);
 }
 
 fn mqtt_front(text: &mut Text, counters: &mqtt::Counters) {

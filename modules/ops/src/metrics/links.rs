@@ -1,8 +1,11 @@
 //! What links count, as metrics.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
-use broker::link::Counters;
+use broker::link::{Counters, counters::Traffic};
 use codec::Class;
 
 use super::{Collect, Kind, Text};
@@ -28,13 +31,16 @@ fn write(counters: &Counters, text: &mut Text) {
     text.sample(name, &[], counters.handshakes_failed.load(Relaxed));
     let name = "octobus_link_bytes_total";
     text.family(name, Kind::Counter, "Bytes of batches as they travelled, by class and direction.");
-    for (at, class) in Class::ALL.iter().enumerate() {
-        let directions = [("in", &counters.received[at]), ("out", &counters.sent[at])];
-        for (direction, traffic) in directions {
-            let labels = [("class", class.as_str()), ("direction", direction)];
-            text.sample(name, &labels, traffic.wire_bytes.load(Relaxed));
-        }
-    }
+    by_class(counters, text, name, |traffic| &traffic.wire_bytes);
+    let name = "octobus_link_records_total";
+    text.family(name, Kind::Counter, "Records over links, by class and direction.");
+    by_class(counters, text, name, |traffic| &traffic.records);
+    let name = "octobus_link_batches_total";
+    text.family(name, Kind::Counter, "Batches over links, by class and direction.");
+    by_class(counters, text, name, |traffic| &traffic.batches);
+    let name = "octobus_link_raw_bytes_total";
+    text.family(name, Kind::Counter, "Bytes of records over links before compression.");
+    by_class(counters, text, name, |traffic| &traffic.raw_bytes);
     let name = "octobus_link_rtt_seconds";
     text.family(name, Kind::Gauge, "Last round trip that a heartbeat measured.");
     text.sample(name, &[], super::text::seconds(counters.rtt_us.load(Relaxed)));
@@ -43,6 +49,16 @@ fn write(counters: &Counters, text: &mut Text) {
     let offset = counters.clock_offset_us.load(Relaxed);
     let seconds = super::text::seconds(offset.unsigned_abs());
     text.sample(name, &[], if offset < 0 { -seconds } else { seconds });
+}
+
+fn by_class(counters: &Counters, text: &mut Text, name: &str, field: fn(&Traffic) -> &AtomicU64) {
+    for (at, class) in Class::ALL.iter().enumerate() {
+        let directions = [("in", &counters.received[at]), ("out", &counters.sent[at])];
+        for (direction, traffic) in directions {
+            let labels = [("class", class.as_str()), ("direction", direction)];
+            text.sample(name, &labels, field(traffic).load(Relaxed));
+        }
+    }
 }
 
 #[cfg(test)]
