@@ -77,8 +77,10 @@ pub struct Config {
     pub streams: Vec<StreamConfig>,
     /// Policy of every other Log, those of other brokers included.
     pub default_stream: StreamConfig,
-    /// What a node offers to its hub.
-    pub exports: Exports,
+    /// What is offered over links.
+    pub exports: Exchange,
+    /// What is taken from links. What is not stays with its sender, unacknowledged.
+    pub imports: Exchange,
     /// How long a message of a Log `down/<n>` waits for its node.
     pub down_ttl: Duration,
     /// How long an instance keeps its name after its last link.
@@ -101,16 +103,38 @@ pub struct StreamConfig {
     pub bytes_max: u64,
 }
 
-/// What a node offers to its hub.
-#[derive(Debug, Clone)]
-pub struct Exports {
-    /// Streams that are exported; `None` is all.
+/// What goes over links in one direction, within what the peer's certificate permits.
+#[derive(Debug, Clone, Default)]
+pub struct Exchange {
+    /// Streams by name, `down` for every `down/<n>`; `None` is all.
     pub streams: Option<Vec<Arc<str>>>,
-    /// Live topics that are exported.
+    /// Topics of Live messages and requests.
     pub live: Vec<Filter>,
-    /// Spaces of its own that are exported.
-    pub spaces: Vec<Arc<str>>,
+    /// Spaces by name; `None` is all.
+    pub spaces: Option<Vec<Arc<str>>>,
 }
+
+impl Exchange {
+    fn everything() -> Self {
+        Self { streams: None, live: vec![Filter::parse("#").expect("a valid filter")], spaces: None }
+    }
+
+    fn has_stream(&self, stream: &str) -> bool {
+        let name = if stream.starts_with("down/") { "down" } else { stream };
+        self.streams.as_ref().is_none_or(|streams| streams.iter().any(|held| **held == *name))
+    }
+
+    fn has_space(&self, space: &str) -> bool {
+        self.spaces.as_ref().is_none_or(|spaces| spaces.iter().any(|held| **held == *space))
+    }
+
+    fn has_live(&self, topic: &str) -> bool {
+        self.live.iter().any(|filter| filter.matches(topic, false))
+    }
+}
+
+/// Spaces that every node owns.
+const NODE_SPACES: [&str; 3] = ["status", "twin", "retained"];
 
 impl Config {
     /// A node with the default policy: everything it has of its own goes up.
@@ -129,11 +153,8 @@ impl Config {
                 class: Class::Event,
                 bytes_max: 64 << 20,
             },
-            exports: Exports {
-                streams: None,
-                live: vec![Filter::parse("#").expect("a valid filter")],
-                spaces: ["status", "twin", "retained"].map(Arc::from).to_vec(),
-            },
+            exports: Exchange::everything(),
+            imports: Exchange::everything(),
             down_ttl: Duration::from_hours(24),
             duplicate_hold: Duration::from_mins(1),
             seed,
@@ -147,8 +168,6 @@ impl Config {
         config.role = event::Role::Hub;
         config.tier = tier.into();
         config.default_stream.bytes_max = 1 << 30;
-        config.exports.live.clear();
-        config.exports.spaces.clear();
         config
     }
 

@@ -338,5 +338,7 @@ fn core_config(config: &Config, authority: &Authority, instance: &Instance, seed
     if let Some(default) = core.streams.pop() {
         core.default_stream = default;
     }
+    core.exports = config.export.policy();
+    core.imports = config.import.policy();
     core
 }

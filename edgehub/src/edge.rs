@@ -25,7 +25,7 @@ use broker::{
 };
 use ops::{
     admin::{self, Admin, AdminError, AdminSocket},
-    config::{Config, Exchange},
+    config::Config,
     endpoints::Endpoints,
     metrics::{self, Exporter, Readiness},
     parts,
@@ -301,17 +301,7 @@ fn core_config(config: &Config, name: &str, instance: &Instance, seed: u64) -> c
     if let Some(default) = core.streams.pop() {
         core.default_stream = default;
     }
-    core.exports = exports(&config.export, core.exports.spaces);
+    core.exports = config.export.policy();
+    core.imports = config.import.policy();
     core
-}
-
-/// `*` stands for every stream, and for every space that a node owns.
-fn exports(export: &Exchange, spaces_owned: Vec<Arc<str>>) -> core::Exports {
-    let is_all = |names: &[String]| names.iter().any(|name| name == "*");
-    let names = |names: &[String]| names.iter().map(|name| Arc::from(name.as_str())).collect();
-    core::Exports {
-        streams: (!is_all(&export.logs)).then(|| names(&export.logs)),
-        live: export.live.clone(),
-        spaces: if is_all(&export.state) { spaces_owned } else { names(&export.state) },
-    }
 }

@@ -418,3 +418,20 @@ fn a_store_that_refuses_writes_refuses_publishes_and_recovers_by_itself() {
     pair.quiet();
     assert_eq!(pair.acknowledged(), 2);
 }
+
+#[test]
+fn what_configuration_does_not_import_stays_with_its_sender() {
+    let mut pair = Pair::new();
+    let mut config = Config::node("n1", [1; 16], 11);
+    config.imports.streams = Some(Vec::new());
+    pair.node = Host::new(config, pair.now);
+    let node = pair.node.connect(pair.now, "sub", Front::Mqtt, false);
+    pair.node.subscribe(pair.now, node, OriginFilter::Own, "#", 1);
+    pair.link_up();
+    let hub = pair.hub.connect(pair.now, "nats", Front::Nats, false);
+    pair.send_down(hub, "n1");
+    pair.publish("n1:x#1", 1, false);
+    pair.quiet();
+    assert_eq!(pair.delivered("node"), ["n1:x#1"], "the other direction is not disturbed");
+    assert_eq!(pair.at_hub(), ["n1:x#1"]);
+}

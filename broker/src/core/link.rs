@@ -121,7 +121,7 @@ pub(super) enum Import {
     Live {
         origin: Origin,
     },
-    /// From a newer peer: skipped.
+    /// From a newer peer, or not taken by configuration: skipped.
     Unknown,
 }
 
@@ -467,7 +467,6 @@ impl Core {
 
     /// Default deny: what is not listed here, nobody may send.
     fn authorize(&mut self, peer: &Peer, declare: &proto::Declare, class: Class) -> Result<Import, String> {
-        const UP_SPACES: [&str; 3] = ["status", "twin", "retained"];
         let origin: Origin = declare.origin.as_str().into();
         let name: Arc<str> = declare.name.as_str().into();
         let refused = || {
@@ -479,7 +478,13 @@ impl Core {
         let from_node = self.config.is_hub() && peer.role == Role::Node && origin == peer.name;
         let from_hub = !self.config.is_hub() && peer.role == Role::Hub;
         let to_me = from_hub && origin == self.own;
-        match declare.kind {
+        let imports = &self.config.imports;
+        let taken = match declare.kind {
+            2 => imports.has_stream(&name),
+            3 => imports.has_space(&name),
+            _ => true,
+        };
+        let import = match declare.kind {
             1 if from_node || to_me => Ok(Import::Live { origin }),
             2 if from_node => {
                 codec::topic::validate_topic(&name).map_err(|error| format!("stream name: {error}"))?;
@@ -488,7 +493,7 @@ impl Core {
             2 if from_hub && origin.is_empty() && *name == *format!("down/{}", self.config.name) => {
                 Ok(Import::Log { origin, stream: name, class })
             }
-            3 if from_node && UP_SPACES.contains(&&*name) => {
+            3 if from_node && super::NODE_SPACES.contains(&&*name) => {
                 Ok(Import::State { space: self.space_of(&origin, &name) })
             }
             3 if from_hub && origin.is_empty() && &*name == "fleet" => {
@@ -496,7 +501,9 @@ impl Core {
             }
             1..=3 => refused(),
             _ => Ok(Import::Unknown),
-        }
+        };
+        // What configuration does not take is skipped, and stays unacknowledged with its sender.
+        import.map(|import| if taken { import } else { Import::Unknown })
     }
 
     pub(super) fn send_control(&mut self, session: SessionId, message: proto::control::Message) {

@@ -26,11 +26,10 @@ impl Core {
     fn exported_logs(&self, peer: &Peer) -> impl Iterator<Item = &Log> {
         let down = (self.config.is_hub() && peer.role == Role::Node).then(|| format!("down/{}", peer.name));
         let up = !self.config.is_hub() && peer.role == Role::Hub;
-        let streams = self.config.exports.streams.clone();
         self.logs.values().filter(move |log| {
-            let chosen = streams.as_ref().is_none_or(|streams| streams.contains(&log.stream));
             let is_down = down.as_deref().is_some_and(|down| log.origin.is_empty() && *log.stream == *down);
-            !log.retired && (is_down || (up && log.origin == self.own && chosen))
+            let theirs = is_down || (up && log.origin == self.own);
+            !log.retired && theirs && self.config.exports.has_stream(&log.stream)
         })
     }
 
@@ -64,7 +63,7 @@ impl Core {
         let up = !self.config.is_hub() && peer.role == Role::Hub;
         let exported = |index: &usize| {
             let space = &self.spaces[*index];
-            space.owned && self.config.exports.spaces.contains(&space.name)
+            space.owned && self.config.exports.has_space(&space.name)
         };
         (0..self.spaces.len()).filter(move |index| up && exported(index))
     }
@@ -579,11 +578,18 @@ impl Core {
         if codec::topic::validate_topic(view.topic()).is_err() {
             return self.stats.drop(DropReason::NotAuthorized);
         }
-        if flags.contains(Flags::REPLY) {
-            return self.on_reply(session, record.header.seq, &record.body);
-        }
         let correlation = record.header.seq;
+        if flags.contains(Flags::REPLY) {
+            return self.on_reply(session, correlation, &record.body);
+        }
         let asks = flags.contains(Flags::REQUEST) && !self.config.is_hub();
+        if !self.config.imports.has_live(view.topic()) {
+            self.stats.drop(DropReason::NotImported);
+            if asks {
+                self.answer_nobody(session, correlation);
+            }
+            return;
+        }
         let reply = if asks { self.open_hop(session, correlation) } else { None };
         if asks && reply.is_none() {
             return self.answer_nobody(session, correlation);
@@ -608,7 +614,7 @@ impl Core {
         if self.config.is_hub() || topic.starts_with("_INBOX/") {
             return;
         }
-        if !self.config.exports.live.iter().any(|filter| filter.matches(topic, false)) {
+        if !self.config.exports.has_live(topic) {
             return;
         }
         let own = Arc::clone(&self.own);

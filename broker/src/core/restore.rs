@@ -265,9 +265,8 @@ impl Core {
         if self.config.is_hub() {
             self.space_of(&own, &"sys".into());
         } else {
-            let spaces = self.config.exports.spaces.clone();
-            for space in &spaces {
-                self.space_of(&own, space);
+            for space in super::NODE_SPACES {
+                self.space_of(&own, &space.into());
             }
         }
     }

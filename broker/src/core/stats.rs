@@ -68,6 +68,8 @@ pub enum DropReason {
     UnknownReply,
     /// A peer sent what it may not.
     NotAuthorized,
+    /// Live that this side's configuration does not take.
+    NotImported,
 }
 
 impl DropReason {
@@ -84,6 +86,7 @@ impl DropReason {
             Self::StoreUnavailable => "store_unavailable",
             Self::UnknownReply => "unknown_reply",
             Self::NotAuthorized => "not_authorized",
+            Self::NotImported => "not_imported",
         }
     }
 }

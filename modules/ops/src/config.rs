@@ -161,6 +161,22 @@ pub struct Exchange {
     pub state: Vec<String>,
 }
 
+impl Exchange {
+    /// As the core takes it.
+    #[must_use]
+    pub fn policy(&self) -> broker::core::Exchange {
+        let chosen = |names: &[String]| {
+            let all = names.iter().any(|name| name == "*");
+            (!all).then(|| names.iter().map(|name| Arc::from(name.as_str())).collect())
+        };
+        broker::core::Exchange {
+            streams: chosen(&self.logs),
+            live: self.live.clone(),
+            spaces: chosen(&self.state),
+        }
+    }
+}
+
 /// Bounds on what peers can make this process hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
