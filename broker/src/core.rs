@@ -41,7 +41,7 @@ use std::{
 use codec::{Class, Filter, Kind, Record, RecordHeader, proto};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-pub use self::stats::{DropReason, Stats};
+pub use self::stats::{DropReason, Latencies, Stats};
 use self::{
     client::{Client, ClientIx},
     event::{

@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     Tasks, clock,
     core::{
-        Config, Core,
+        Config, Core, Latencies,
         event::{Action, CommandId, Event, Group, Lsn, Now, Response},
     },
     handle::{Handle, Input, Outboxes},
@@ -51,6 +51,7 @@ pub fn start<S: Store>(config: Config, store: S, recovered: Recovered, tasks: &T
         unpersisted: VecDeque::new(),
         unpersisted_bytes: 0,
         retry_at: None,
+        flush: Latencies::default(),
         replies: BTreeMap::new(),
         next_command: 1,
     };
@@ -74,11 +75,19 @@ struct Driver<S> {
     outboxes: Arc<Outboxes>,
     actions: Vec<Action>,
     /// Groups handed to the store and not yet durable, to hand over again if it refuses.
-    unpersisted: VecDeque<(Group, usize)>,
+    unpersisted: VecDeque<Handed>,
     unpersisted_bytes: usize,
     retry_at: Option<Instant>,
+    flush: Latencies,
     replies: BTreeMap<CommandId, oneshot::Sender<Response>>,
     next_command: CommandId,
+}
+
+/// A group that the store has.
+struct Handed {
+    group: Group,
+    bytes: usize,
+    at: Instant,
 }
 
 /// What a turn of the loop begins with.
@@ -165,17 +174,19 @@ impl<S: Store> Driver<S> {
     }
 
     fn forget(&mut self, lsn: Lsn) {
-        while self.unpersisted.front().is_some_and(|(group, _)| group.lsn <= lsn) {
-            let (_, bytes) = self.unpersisted.pop_front().expect("looked at the front");
-            self.unpersisted_bytes -= bytes;
+        let now = Instant::now();
+        while self.unpersisted.front().is_some_and(|handed| handed.group.lsn <= lsn) {
+            let handed = self.unpersisted.pop_front().expect("looked at the front");
+            self.unpersisted_bytes -= handed.bytes;
+            self.flush.observe(now - handed.at);
         }
     }
 
     /// Hands the refused group and everything after it over again.
     fn retry(&mut self) {
         self.retry_at = None;
-        for (group, _) in &self.unpersisted {
-            self.store.submit(group.clone());
+        for handed in &self.unpersisted {
+            self.store.submit(handed.group.clone());
         }
     }
 
@@ -183,6 +194,7 @@ impl<S: Store> Driver<S> {
         if self.actions.is_empty() {
             return;
         }
+        let at = Instant::now();
         let outboxes = Arc::clone(&self.outboxes);
         let outboxes = outboxes.lock().expect("no panic under this lock");
         for action in self.actions.drain(..) {
@@ -194,7 +206,7 @@ impl<S: Store> Driver<S> {
                     if self.retry_at.is_none() {
                         self.store.submit(group.clone());
                     }
-                    self.unpersisted.push_back((group, bytes));
+                    self.unpersisted.push_back(Handed { group, bytes, at });
                 }
                 Action::Output { session, output } => {
                     if let Some(outbox) = outboxes.get(&session) {
@@ -202,7 +214,10 @@ impl<S: Store> Driver<S> {
                     }
                 }
                 Action::Read(request) => self.store.read(request),
-                Action::Respond { id, response } => {
+                Action::Respond { id, mut response } => {
+                    if let Response::Stats(stats) = &mut response {
+                        stats.flush = self.flush.clone();
+                    }
                     if let Some(reply) = self.replies.remove(&id) {
                         // Nobody waits any more: the command was run all the same.
                         drop(reply.send(response));

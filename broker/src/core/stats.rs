@@ -27,6 +27,8 @@ pub struct Stats {
     pub link_refusals: BTreeMap<&'static str, u64>,
     /// Clients closed because they did not read.
     pub slow_consumers: u64,
+    /// From handing a group to the store until it is durable; filled in by the driver.
+    pub flush: Latencies,
     /// Gauge: connected clients.
     pub clients: u64,
     /// Gauge: sessions kept for clients that are away.
@@ -45,6 +47,33 @@ pub struct Stats {
     pub log_unacknowledged: u64,
     /// Gauge: the oldest of these, as its frame's time in microseconds; 0 = none or not in memory.
     pub oldest_unacknowledged_us: u64,
+}
+
+/// A histogram of times.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Latencies {
+    /// Observations within each of [`Self::BOUNDS_US`] and above the one before.
+    pub within: [u64; Self::BOUNDS_US.len()],
+    /// Observations above the last bound.
+    pub beyond: u64,
+    /// Sum of all, microseconds.
+    pub sum_us: u64,
+}
+
+impl Latencies {
+    /// Upper bounds, microseconds: from a fast disk's flush to a failing one's.
+    pub const BOUNDS_US: [u64; 12] =
+        [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 1_000_000, 10_000_000];
+
+    /// Counts one.
+    pub fn observe(&mut self, time: std::time::Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us = self.sum_us.saturating_add(us);
+        match Self::BOUNDS_US.iter().position(|bound| us <= *bound) {
+            Some(bucket) => self.within[bucket] += 1,
+            None => self.beyond += 1,
+        }
+    }
 }
 
 /// Why something was dropped. Never silent.

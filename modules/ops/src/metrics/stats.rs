@@ -1,8 +1,8 @@
 //! The core's statistics as metrics.
 
-use broker::core::{DropReason, Stats};
+use broker::core::{DropReason, Latencies, Stats};
 
-use super::{Kind, Text};
+use super::{Kind, Text, text::seconds};
 
 pub(super) fn write(stats: &Stats, text: &mut Text) {
     clients(stats, text);
@@ -20,7 +20,16 @@ pub(super) fn write(stats: &Stats, text: &mut Text) {
         "Records that gaps stand for, by reason.",
         stats.gaps.iter().map(|(reason, count)| (*reason, *count)),
     );
+    flush(&stats.flush, text);
     gauge(text, "octobus_queue_bytes", "Bytes queued for clients and links.", stats.queue_bytes);
+}
+
+fn flush(flush: &Latencies, text: &mut Text) {
+    let name = "octobus_flush_seconds";
+    text.family(name, Kind::Histogram, "From handing a group to the store until it is durable.");
+    let bounds = Latencies::BOUNDS_US.iter().map(|bound| seconds(*bound));
+    let buckets: Vec<(f64, u64)> = bounds.zip(flush.within).collect();
+    text.histogram(name, &buckets, flush.beyond, seconds(flush.sum_us));
 }
 
 fn clients(stats: &Stats, text: &mut Text) {
@@ -68,7 +77,7 @@ fn logs(stats: &Stats, text: &mut Text) {
         Kind::Gauge,
         "Age of the oldest record that no hub has acknowledged; 0 if there is none.",
     );
-    text.sample(name, &[], super::text::seconds(age_us));
+    text.sample(name, &[], seconds(age_us));
     counter(text, "octobus_journal_groups_total", "Groups handed to the journal.", stats.groups);
 }
 
