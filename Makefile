@@ -53,4 +53,4 @@ endif
 
 doc:
 	@$(STAGE) doc-tests cargo test --workspace --locked --doc -q
-	@$(STAGE) docs env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked -q
+	@$(STAGE) docs env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --document-private-items --locked -q

@@ -6,9 +6,9 @@
 //! |---|---|---|
 //! | messages | `proto/octobus.proto`, [`proto`] | prost; unknown fields are skipped, numbers never reused |
 //! | [topics and filters](topic) | [`Filter`] | MQTT's, 1 024 bytes, 32 levels; exact covering |
-//! | [frame](frame) | [`FrameView`], [`FrameParts`] | one immutable message, encoded once, read without copying |
-//! | [record](record) | [`Record`] | 40 bytes of what changes per hop, and a body; journal, link and queue alike |
-//! | [batch](batch) | [`batch::Prefix`], [`batch::Encoder`] | 24 bytes and records, checksummed, LZ4; what a link carries |
+//! | [`frame`] | [`FrameView`], [`FrameParts`] | one immutable message, encoded once, read without copying |
+//! | [`record`] | [`Record`] | 40 bytes of what changes per hop, and a body; journal, link and queue alike |
+//! | [`batch`] | [`batch::Prefix`], [`batch::Encoder`] | 24 bytes and records, checksummed, LZ4; what a link carries |
 //! | [names](name) | | topics as NATS subjects, levels as KV keys, one to one |
 //!
 //! The journal's segments and groups, which hold records, are the broker's store alone and stand there.

@@ -137,7 +137,7 @@ impl Octobus {
     /// Starts it and waits until all of it serves.
     ///
     /// # Panics
-    /// If it does not within [`START`].
+    /// If it does not within 30 s.
     #[must_use]
     pub fn start(&self) -> Running {
         let ready = self.data.with_extension(format!("ready-{}.json", rand::random::<u32>()));

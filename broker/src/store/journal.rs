@@ -1,6 +1,6 @@
 //! The journal: the one write-ahead log of a store, and the only thing on the acknowledgement path.
 //!
-//! It is a folder of preallocated segments. A segment is a 64-byte [`SegmentHeader`](format::SegmentHeader)
+//! It is a folder of preallocated segments. A segment is a 64-byte `SegmentHeader`
 //! and groups back to back; a group is a 24-byte header, its records without padding between them, and
 //! zeros up to a multiple of 8. A group never crosses segments; one that is larger than a segment gets a
 //! segment of its own size. The lsn counts groups from 1.

@@ -9,7 +9,7 @@
 //! | `GET /v1/logs?node=` | [`LogRow`](crate::api::LogRow)s |
 //! | `GET /v1/log?node=&stream=&from=&topic=&follow=` | NDJSON of [`Entry`](crate::api::Entry) |
 //! | `GET /v1/sessions`, `GET /v1/conditions` | rows |
-//! | `GET /v1/state?origin=&space=&prefix=` | NDJSON of [`StateRow`](crate::api::StateRow) |
+//! | `GET /v1/state?origin=&space=&prefix=` | NDJSON of [`StateRow`] |
 //! | `GET /v1/stats` | the page of metrics |
 //! | `POST /v1/publish?topic=&node=&qos=&retain=` | done, once durable for QoS 1; the body is the payload |
 //! | `GET /v1/subscribe?filter=&node=` | NDJSON of [`MessageRow`](crate::api::MessageRow), without end |
