@@ -39,7 +39,7 @@ const NAMED_IN: [(&str, &[&str]); 12] = [
 ];
 
 /// Each of these is named in one file only, wherever its prefix above allows.
-const ONE_FILE: [&str; 3] = ["io_uring", "tracing_subscriber", "clap_complete"];
+const ONE_FILE: [&str; 2] = ["io_uring", "tracing_subscriber"];
 
 /// What the routing core must not know: it is synchronous and takes time and bytes as arguments.
 const NOT_IN_CORE: [&str; 10] = [
