@@ -31,7 +31,7 @@ fn health_readiness_and_metrics_are_served_over_http() {
 
     let text = metrics_of(metrics);
     assert!(samples(&text).any(|line| line.starts_with("octobus_sessions")), "{text}");
-    assert_speaks_of(&text, &["sessions", "link_ends", "queue_bytes", "oldest", "drops", "gaps", "flush"]);
+    assert_speaks_of(&text, &["sessions", "reconnects", "queue_bytes", "oldest", "drops", "gaps", "flush"]);
 }
 
 #[test]
@@ -41,7 +41,7 @@ fn a_node_measures_its_link_and_its_disk() {
     let hub = pair.hub.start();
     let node = pair.node.start();
     let text = metrics_of(node.endpoint("metrics"));
-    assert_speaks_of(&text, &["sessions", "link_ends", "queue_bytes", "oldest", "drops", "gaps", "flush"]);
+    assert_speaks_of(&text, &["sessions", "reconnects", "queue_bytes", "oldest", "drops", "gaps", "flush"]);
     node.stop();
     hub.stop();
 }
