@@ -153,7 +153,7 @@ pub struct RecordHeader {
     pub epoch: u64,
     /// Log: seq. State: origin revision. Live: correlation id of the hop, 0 = none.
     pub seq: u64,
-    /// Journal: local revision. 0 on a link.
+    /// Journal: State's local revision, or the mark of the client that published a Log entry. 0 on a link.
     pub aux: u64,
 }
 

@@ -21,6 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use codec::{Kind, proto};
+use sha2::{Digest, Sha256};
 
 use super::{
     event::{Delivery, Front, SessionId, SubId, Subscription, Will},
@@ -36,6 +37,9 @@ pub(super) struct ClientIx(pub(super) u32);
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) id: Arc<str>,
+    /// Stands in what it publishes, for subscribers that do not want their own: a hash of its id, so that
+    /// it holds across restarts.
+    pub(super) mark: u64,
     pub(super) front: Front,
     /// The connection, unless it is away.
     pub(super) session: Option<SessionId>,
@@ -88,8 +92,9 @@ pub(super) struct InFlight {
 }
 
 impl Client {
-    pub(super) fn new(id: Arc<str>, front: Front) -> Self {
+    pub(super) fn new(ix: ClientIx, id: Arc<str>, front: Front) -> Self {
         Self {
+            mark: mark_of(ix, &id),
             id,
             front,
             session: None,
@@ -228,6 +233,14 @@ impl Client {
         }
         ledger.write_local(Kind::SESSION, Bytes::copy_from_slice(self.id.as_bytes()), None);
     }
+}
+
+fn mark_of(ix: ClientIx, id: &str) -> u64 {
+    if id.is_empty() {
+        return u64::from(ix.0) + 1;
+    }
+    let digest: [u8; 32] = Sha256::digest(id.as_bytes()).into();
+    u64::from_le_bytes(*digest.first_chunk().expect("32 bytes hold 8"))
 }
 
 fn stored(subscription: &Subscription) -> proto::ClientSubscription {

@@ -6,7 +6,7 @@ use codec::{Flags, FrameView, Kind, Record};
 
 use super::{
     Core, DropReason, Reading,
-    client::ClientIx,
+    client::{Client, ClientIx},
     event::{Delivery, Output, Position, Reply, SessionId, Subscription},
     ledger::Effect,
     log::{self, LogId},
@@ -192,10 +192,10 @@ impl Core {
             cursor.next = Some(seq + 1);
             return true;
         };
-        let matching = best_match(client.subscriptions.values(), view.topic());
+        let matching = best_match(client, view.topic(), record.header.aux);
         let in_flight = client.inflight.values().any(|held| held.at == Some((id, seq)));
         let Some((qos, template)) = matching.filter(|_| !in_flight) else {
-            cursor.next = Some(seq + 1);
+            self.cursor_mut(ix, id).next = Some(seq + 1);
             return true;
         };
         if self.has_expired(&view, 0) {
@@ -322,20 +322,21 @@ impl Core {
     }
 }
 
-fn cursor_dirty(client: &mut super::client::Client, log: LogId) {
+fn cursor_dirty(client: &mut Client, log: LogId) {
     if let Some(cursor) = client.cursors.get_mut(&log) {
         cursor.dirty = true;
     }
 }
 
 /// The highest QoS of the subscriptions that match, and a delivery with what they ask for.
-fn best_match<'a>(
-    subscriptions: impl Iterator<Item = &'a Subscription>,
-    topic: &str,
-) -> Option<(u8, Delivery)> {
+fn best_match(client: &Client, topic: &str, publisher: u64) -> Option<(u8, Delivery)> {
     let mut best: Option<(u8, Delivery)> = None;
     let mut identifiers = Vec::new();
-    for held in subscriptions.filter(|held| held.filter.matches(topic, held.wildcard_matches_dollar)) {
+    let own = publisher == client.mark;
+    for held in client.subscriptions.values() {
+        if (own && held.no_local) || !held.filter.matches(topic, held.wildcard_matches_dollar) {
+            continue;
+        }
         if held.identifier != 0 {
             identifiers.push(held.identifier);
         }

@@ -112,8 +112,8 @@ impl Log {
         self.epochs.iter().rev().find(|(from, _)| *from <= seq).map_or(0, |(_, epoch)| *epoch)
     }
 
-    /// Appends a message of this Log's own origin.
-    pub(super) fn append(&mut self, ledger: &mut Ledger, flags: Flags, frame: Bytes) -> u64 {
+    /// Appends a message of this Log's own origin. `publisher` is the mark of the client that published it.
+    pub(super) fn append(&mut self, ledger: &mut Ledger, flags: Flags, publisher: u64, frame: Bytes) -> u64 {
         let header = RecordHeader {
             kind: Kind::LOG,
             class: self.class as u8,
@@ -121,7 +121,7 @@ impl Log {
             source: self.id,
             epoch: self.epoch(),
             seq: self.next,
-            aux: 0,
+            aux: publisher,
         };
         self.push(ledger, Record { header, body: frame });
         header.seq
@@ -132,6 +132,7 @@ impl Log {
         record.header.source = self.id;
         record.header.class = self.class as u8;
         record.header.flags = record.header.flags.union(Flags::IMPORTED);
+        record.header.aux = 0;
         self.push(ledger, record);
     }
 

@@ -23,7 +23,8 @@ pub(super) struct Message<'a> {
     pub(super) frame: &'a Bytes,
     /// Retain flag as published.
     pub(super) retain: bool,
-    pub(super) publisher: Option<ClientIx>,
+    /// Mark of the client that published it; 0 = none here.
+    pub(super) publisher: u64,
     pub(super) position: Option<&'a Position>,
     pub(super) reply: Option<&'a Arc<str>>,
     /// Its Log and QoS, if it came out of one: subscribers of QoS >= 1 get it by their cursors.
@@ -93,7 +94,8 @@ impl Core {
         if self.now.trusted {
             flags = flags.union(Flags::TIME_TRUSTED);
         }
-        self.append(log, flags, frame.clone());
+        let publisher = self.mark_of(from);
+        self.append(log, flags, publisher, frame.clone());
         if let Some((session, _)) = from.filter(|_| message.packet_id != 0) {
             let reply = if message.qos == 2 { Reply::PubRec } else { Reply::PubAck };
             self.ledger.after(Effect::Reply(session, reply(message.packet_id)));
@@ -133,9 +135,13 @@ impl Core {
         true
     }
 
-    pub(super) fn append(&mut self, log: LogId, flags: Flags, frame: Bytes) -> u64 {
+    fn mark_of(&self, from: Option<(SessionId, ClientIx)>) -> u64 {
+        from.and_then(|(_, ix)| self.clients.get(&ix)).map_or(0, |client| client.mark)
+    }
+
+    fn append(&mut self, log: LogId, flags: Flags, publisher: u64, frame: Bytes) -> u64 {
         let log = self.logs.get_mut(&log).expect("a Log's id is valid");
-        let seq = log.append(&mut self.ledger, flags, frame);
+        let seq = log.append(&mut self.ledger, flags, publisher, frame);
         if let Some(first) = log.over_quota() {
             let dropped = first - log.first;
             log.trim(&mut self.ledger, first);
@@ -176,7 +182,7 @@ impl Core {
             topic,
             frame: &message.frame,
             retain: message.retain,
-            publisher: from.map(|(_, ix)| ix),
+            publisher: self.mark_of(from),
             position: None,
             reply: message.reply.as_ref(),
             logged: None,
@@ -212,7 +218,7 @@ impl Core {
             topic: view.topic(),
             frame: &record.body,
             retain: record.header.flags.contains(Flags::RETAIN),
-            publisher: None,
+            publisher: record.header.aux,
             position: Some(&position),
             reply: None,
             logged: Some((id, seq, qos)),
@@ -249,10 +255,10 @@ impl Core {
     }
 
     fn give(&mut self, message: &Message<'_>, target: &trie::Target) -> bool {
-        if target.no_local && message.publisher == Some(target.client) {
+        let Some(client) = self.clients.get(&target.client) else { return false };
+        if target.no_local && message.publisher == client.mark {
             return false;
         }
-        let Some(client) = self.clients.get(&target.client) else { return false };
         let durable_interest = target.qos > 0 && client.front == Front::Mqtt;
         if let Some((log, seq, qos)) = message.logged
             && durable_interest
@@ -309,7 +315,7 @@ impl Core {
         let tier: Origin = "".into();
         let stream: Arc<str> = format!("down/{node}").into();
         let log = self.log_of(&tier, &stream, Class::Event, None);
-        self.append(log, Flags::QOS1, message.frame.clone());
+        self.append(log, Flags::QOS1, 0, message.frame.clone());
         if let Some((session, _)) = from.filter(|_| message.packet_id != 0) {
             self.ledger.after(Effect::Reply(session, Reply::PubAck(message.packet_id)));
         }

@@ -599,7 +599,7 @@ impl Core {
             topic: view.topic(),
             frame: &record.body,
             retain: false,
-            publisher: None,
+            publisher: 0,
             position: None,
             reply: reply.as_ref(),
             logged: None,

@@ -193,7 +193,7 @@ impl Core {
         let ix = ClientIx(self.next_client);
         self.next_client += 1;
         let id: Arc<str> = stored.client_id.as_str().into();
-        let mut client = Client::new(Arc::clone(&id), Front::Mqtt);
+        let mut client = Client::new(ix, Arc::clone(&id), Front::Mqtt);
         client.expiry_s = stored.expiry_s;
         client.lost_at_us = if stored.lost_at_us == 0 { self.now.wall_us } else { stored.lost_at_us };
         client.will = stored.will.as_ref().map(|will| Will {

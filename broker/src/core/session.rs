@@ -69,7 +69,7 @@ impl Core {
         }
         let ix = ClientIx(self.next_client);
         self.next_client += 1;
-        self.clients.insert(ix, Client::new(Arc::clone(&open.client_id), open.front));
+        self.clients.insert(ix, Client::new(ix, Arc::clone(&open.client_id), open.front));
         if !open.client_id.is_empty() {
             self.client_ids.insert(Arc::clone(&open.client_id), ix);
         }
