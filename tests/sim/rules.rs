@@ -435,3 +435,18 @@ fn what_configuration_does_not_import_stays_with_its_sender() {
     assert_eq!(pair.delivered("node"), ["n1:x#1"], "the other direction is not disturbed");
     assert_eq!(pair.at_hub(), ["n1:x#1"]);
 }
+
+#[test]
+fn a_session_that_lives_long_is_never_stalled_by_what_it_acknowledged() {
+    let mut pair = Pair::new();
+    let node = pair.node.connect(pair.now, "sub", Front::Mqtt, false);
+    pair.node.subscribe(pair.now, node, OriginFilter::Own, "#", 1);
+    let many = broker::limits::CURSOR_ACKED_MAX + 100;
+    for number in 0..many {
+        pair.publish(&format!("n1:x#{number}"), 1, false);
+        pair.node.sync(pair.now, usize::MAX);
+        pair.carry();
+    }
+    pair.quiet();
+    assert_eq!(pair.delivered("node").len(), many);
+}

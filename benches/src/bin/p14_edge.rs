@@ -79,7 +79,7 @@ async fn run() -> anyhow::Result<(Seen, Seen)> {
     let (mut edge, mut mosquitto) = (Seen::default(), Seen::default());
     for _ in 0..ROUNDS {
         let data = node_data.path().to_owned();
-        let flags = ["--nats", "off", "--metrics", any].map(str::to_owned);
+        let flags = ["--nats", "off", "--metrics", any, "--log-level", "warn"].map(str::to_owned);
         let execed = measure::now();
         let server = tokio::task::spawn_blocking(move || Server::edgehub(&data, &flags)).await??;
         linked(&hub).await?;

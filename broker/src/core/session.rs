@@ -15,6 +15,7 @@ use super::{
     log::LogId,
     trie,
 };
+use crate::limits;
 
 /// How long a cursor may have moved before it is written: what a crash may deliver again at QoS 1.
 const WRITE_CURSORS: Duration = Duration::from_secs(1);
@@ -358,8 +359,25 @@ impl Core {
                 ClientAck::Rel(id) => self.on_released(session, ix, id),
             }
         }
+        self.forget_acked(ix);
         self.wake_client(ix);
         self.cursors_moved();
+    }
+
+    /// Forgets single acknowledgements below what is in flight, before they fill the cursor's bound: a session
+    /// that is not durable writes no cursor, and a busy one acknowledges more in a second than the bound.
+    fn forget_acked(&mut self, ix: ClientIx) {
+        let client = self.clients.get_mut(&ix).expect("a session's client exists");
+        let many: Vec<LogId> = client
+            .cursors
+            .iter()
+            .filter(|(_, cursor)| cursor.acked.len() >= limits::CURSOR_ACKED_MAX / 2)
+            .map(|(log, _)| *log)
+            .collect();
+        for log in many {
+            let durable_next = self.logs.get(&log).map_or(1, |log| log.durable_next);
+            client.low_of(log, durable_next);
+        }
     }
 
     /// PUBACK or PUBCOMP. A wrong or repeated id changes nothing.
