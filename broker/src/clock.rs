@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Wall times before this are a clock that was never set.
+pub const TRUSTED_FROM_US: u64 = 1_735_689_600_000_000; // 2025-01-01
+
 /// Wall clock, microseconds since 1970.
 #[must_use]
 #[allow(clippy::disallowed_methods)] // this is the function that the ban points to

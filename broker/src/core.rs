@@ -202,7 +202,7 @@ enum Timer {
     /// Cursors and marks that moved are written.
     WriteCursors,
     /// A session that is away ends, unless it came back.
-    Expire(ClientIx, u64),
+    Expire(ClientIx),
     /// A will is published, unless its session came back.
     Will(ClientIx, u64),
     /// Requests that nobody answered are forgotten.
@@ -242,6 +242,8 @@ pub struct Core {
     marks: BTreeMap<(String, LogId), proto::Mark>,
     acks_owed: BTreeSet<SessionId>,
     claims: BTreeMap<Origin, Claim>,
+    /// Least generation that may link, of nodes that were enrolled anew since this process started.
+    generations: BTreeMap<Origin, u32>,
     requests: Requests,
 
     reads: BTreeMap<ReadId, Reading>,
@@ -399,7 +401,7 @@ impl Core {
             let std::cmp::Reverse((_, timer)) = self.timers.pop().expect("peeked");
             match timer {
                 Timer::WriteCursors => self.write_cursors(),
-                Timer::Expire(client, visits) => self.on_expired(client, visits),
+                Timer::Expire(client) => self.on_expiry_due(client),
                 Timer::Will(client, visits) => self.on_will_due(client, visits),
                 Timer::Requests => self.forget_requests(),
                 Timer::Condition(kind, subject, since_us) => {
@@ -493,7 +495,7 @@ impl Core {
         log.begin_epoch(&mut self.ledger, first, epoch);
         let name = (Arc::clone(origin), Arc::clone(stream));
         if let Some(older) = self.log_names.insert(name, source.number) {
-            self.logs.get_mut(&older).expect("a named Log exists").retired = true;
+            self.logs.get_mut(&older).expect("a named Log exists").retire();
         }
         self.logs.insert(source.number, log);
         self.join_new_log(source.number);

@@ -31,9 +31,6 @@ use crate::{
 /// A refused group is tried again after this long.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Wall times before this are a clock that was never set.
-const TRUSTED_FROM_US: u64 = 1_735_689_600_000_000; // 2025-01-01
-
 /// Starts a broker over an opened store.
 ///
 /// The driver runs until every [`Handle`] is dropped, or until `tasks` stop and a
@@ -107,8 +104,8 @@ impl<S: Store> Driver<S> {
             let woken = tokio::select! {
                 biased;
                 event = poll_fn(|cx| self.store.poll_event(cx)) => Woken::Stored(event),
-                input = inputs.recv(), if has_room => Woken::Input(input),
                 () = until(self.retry_at) => Woken::Retry,
+                input = inputs.recv(), if has_room => Woken::Input(input),
                 () = until(deadline.map(|at| self.started + at)) => Woken::Time,
                 () = stop.cancelled(), if self.core().is_drained() => return,
             };
@@ -129,7 +126,11 @@ impl<S: Store> Driver<S> {
 
     fn now(&mut self) -> Now {
         self.wall_us = self.wall_us.max(clock::wall_us());
-        Now { mono: self.started.elapsed(), wall_us: self.wall_us, trusted: self.wall_us >= TRUSTED_FROM_US }
+        Now {
+            mono: self.started.elapsed(),
+            wall_us: self.wall_us,
+            trusted: self.wall_us >= clock::TRUSTED_FROM_US,
+        }
     }
 
     fn apply(&mut self, event: Event) {

@@ -35,6 +35,14 @@ pub const LINK_EARLY_BYTES: usize =
 /// A writer reports `Sent` at the latest after this many bytes.
 pub const SENT_REPORT_BYTES: usize = 16 << 10;
 
+/// Subscriptions of one client session: each costs a look in the trie, and a durable session is written
+/// whole when one changes.
+pub const CLIENT_SUBSCRIPTIONS_MAX: usize = 16_384;
+/// Frames smaller than this are copied out of a link batch before they are kept.
+pub const PARK_COPY_BYTES: usize = BATCH_RAW_MAX / 4;
+/// Recent records of a Log that came over a link, kept in memory.
+pub const IMPORTED_TAIL_BYTES: usize = 64 << 10;
+
 /// Acknowledged seqs above a cursor's low-water mark.
 pub const CURSOR_ACKED_MAX: usize = 4096;
 /// Requests forwarded to a node and not yet answered.

@@ -148,8 +148,8 @@ impl Registry {
     ///
     /// # Errors
     /// The process stops.
-    pub async fn close_sessions(&self, node: &str) -> Result<(), RegistryError> {
-        self.handle.call(Command::CloseNode { node: Arc::from(node) }).await?;
+    pub async fn close_sessions(&self, node: &str, generation: u32) -> Result<(), RegistryError> {
+        self.handle.call(Command::CloseNode { node: Arc::from(node), generation }).await?;
         Ok(())
     }
 

@@ -214,7 +214,7 @@ pub async fn redeem(
         match registry.write(ops).await? {
             Ok(()) => {
                 if before != Expect::Absent {
-                    registry.close_sessions(&node).await?;
+                    registry.close_sessions(&node, generation).await?;
                 }
                 tracing::info!(%node, generation, token = %id, "enrolled a node");
                 return Ok(Enrolled { node, generation });

@@ -67,6 +67,8 @@ pub(crate) struct Host {
     /// Publishes on their way: (session, packet id) to tag.
     awaiting: BTreeMap<(SessionId, u16), String>,
     next_packet: u16,
+    /// Publishes that were refused.
+    pub(crate) refused: usize,
     pub(crate) responses: Vec<Response>,
     pub(crate) out: VecDeque<Out>,
 }
@@ -91,6 +93,7 @@ impl Host {
             owners: BTreeMap::new(),
             awaiting: BTreeMap::new(),
             next_packet: 1,
+            refused: 0,
             responses: Vec::new(),
             out: VecDeque::new(),
         }
@@ -217,6 +220,7 @@ impl Host {
             }
             Output::Deliver(delivery) => self.on_delivery(now, session, &delivery),
             Output::State(event) => self.out.push_back(Out::Watched(event)),
+            Output::Reply(Reply::Refused { .. }) => self.refused += 1,
             Output::Reply(_) => {}
         }
         self.apply(now, Event::Sent { session, bytes });

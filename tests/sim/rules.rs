@@ -23,6 +23,8 @@ struct Pair {
     link: Option<(SessionId, SessionId)>,
     /// What the hosts wanted of the world, links apart.
     seen: Vec<(&'static str, Out)>,
+    /// The link drops right before each barrier.
+    drop_barriers: bool,
 }
 
 impl Pair {
@@ -30,7 +32,7 @@ impl Pair {
         let now = SECOND;
         let node = Host::new(Config::node("n1", [1; 16], 11), now);
         let hub = Host::new(Config::hub("hub", "tier", [9; 16], 12), now);
-        let mut pair = Self { now, node, hub, link: None, seen: Vec::new() };
+        let mut pair = Self { now, node, hub, link: None, seen: Vec::new(), drop_barriers: false };
         pair.enrol("n1");
         pair
     }
@@ -77,7 +79,10 @@ impl Pair {
     fn carry(&mut self) {
         while let Some(out) = self.node.out.pop_front() {
             match (out, self.link) {
-                (Out::Send(from, _, records), Some((at_node, session))) if from == at_node => {
+                (Out::Send(from, _, mut records), Some((at_node, session))) if from == at_node => {
+                    if self.drop_barriers {
+                        records.retain(|record| record.header.kind != Kind::BARRIER);
+                    }
                     self.hub.apply(self.now, Event::LinkReceived { session, records });
                 }
                 (out, _) => self.seen.push(("node", out)),
@@ -121,6 +126,22 @@ impl Pair {
             found.extend(records.iter().filter_map(payload));
         }
         found
+    }
+
+    fn retained_at_hub(&mut self) -> Vec<String> {
+        let list = Command::StateList {
+            origin: "n1".into(),
+            space: "retained".into(),
+            prefix: String::new(),
+            after: None,
+            limit: 100,
+        };
+        match self.hub.ask(self.now, list) {
+            Response::Entries(entries) => {
+                entries.iter().map(|entry| String::from_utf8_lossy(&entry.value()).into_owned()).collect()
+            }
+            other => panic!("entries, not {other:?}"),
+        }
     }
 
     fn conditions(&mut self) -> Vec<Condition> {
@@ -449,4 +470,102 @@ fn a_session_that_lives_long_is_never_stalled_by_what_it_acknowledged() {
     }
     pair.quiet();
     assert_eq!(pair.delivered("node").len(), many);
+}
+
+#[test]
+fn state_of_a_node_rolled_back_converges_to_what_the_node_holds_now() {
+    let mut pair = Pair::new();
+    pair.publish("n1:x#1", 1, true);
+    pair.link_up();
+    let snapshot = pair.node.snapshot(pair.now);
+    for number in 2..=5 {
+        pair.publish(&format!("n1:x#{number}"), 1, true);
+        pair.quiet();
+    }
+    pair.link_down();
+    pair.node = snapshot;
+    pair.publish("n1:x#other", 1, true);
+    pair.quiet();
+    pair.link_up();
+    assert_eq!(pair.retained_at_hub(), ["n1:x#other"]);
+}
+
+#[test]
+fn what_a_new_incarnation_does_not_name_goes_even_if_the_link_drops_before_the_barrier() {
+    let mut pair = Pair::new();
+    pair.publish("n1:x#1", 1, true);
+    pair.link_up();
+    assert_eq!(pair.retained_at_hub(), ["n1:x#1"]);
+    // The node's disk is lost; what it retains now is another topic.
+    pair.link_down();
+    pair.node = Host::new(Config::node("n1", [3; 16], 55), pair.now);
+    pair.now += 61 * SECOND;
+    let session = pair.node.connect(pair.now, "pub", Front::Mqtt, true);
+    let say = Say { to: &Target::Own, topic: "c", tag: "n1:c#1", qos: 1, retain: true };
+    pair.node.publish(pair.now, session, &say);
+    pair.quiet();
+    pair.drop_barriers = true;
+    pair.link_up();
+    pair.link_down();
+    pair.drop_barriers = false;
+    pair.link_up();
+    assert_eq!(pair.retained_at_hub(), ["n1:c#1"]);
+}
+
+#[test]
+fn a_replaced_enrolment_is_out_even_if_it_had_not_said_hello_yet() {
+    let mut pair = Pair::new();
+    let old = Peer { name: "n1".into(), role: Role::Node, generation: 1 };
+    let spare = pair.hub.open_link(pair.now, old, false);
+    pair.hub.command(pair.now, Command::CloseNode { node: "n1".into(), generation: 2 });
+    pair.quiet();
+    let closed = |out: &(&str, Out)| matches!(out, ("hub", Out::CloseLink(session)) if *session == spare);
+    assert!(pair.seen.iter().any(closed), "the spare link of the old enrolment stayed open");
+    // And a link that was authorized just before says hello just after.
+    let late = Peer { name: "n1".into(), role: Role::Node, generation: 1 };
+    let at_hub = pair.hub.open_link(pair.now, late, false);
+    let hub = Peer { name: "hub".into(), role: Role::Hub, generation: 0 };
+    let at_node = pair.node.open_link(pair.now, hub, true);
+    pair.link = Some((at_node, at_hub));
+    pair.publish("n1:x#1", 1, false);
+    pair.quiet();
+    assert_eq!(pair.at_hub(), Vec::<String>::new());
+}
+
+#[test]
+fn a_qos_2_publish_sent_again_while_the_disk_is_full_keeps_its_packet_id() {
+    let mut pair = Pair::new();
+    let session = pair.node.connect(pair.now, "pub", Front::Mqtt, true);
+    let publish = || broker::core::event::Publish {
+        target: Target::Own,
+        frame: FrameParts { topic: "a", payload: b"n1:x#1", ..FrameParts::default() }.encode(),
+        qos: 2,
+        packet_id: 9,
+        dup: false,
+        retain: false,
+        reply: None,
+    };
+    pair.node.apply(pair.now, Event::Published { session, messages: vec![publish()] });
+    pair.node.apply(pair.now, Event::StoreRefused { lsn: 2, reason: "full".into() });
+    pair.node.apply(pair.now, Event::Published { session, messages: vec![publish()] });
+    assert_eq!(pair.node.refused, 0, "a publish that was taken was refused when it came again");
+    pair.quiet();
+    pair.link_up();
+    assert_eq!(pair.at_hub(), ["n1:x#1"]);
+}
+
+#[test]
+fn a_seq_that_nobody_can_follow_closes_the_link_and_harms_nothing() {
+    for seq in [u64::MAX, u64::MAX - 1] {
+        let mut pair = Pair::new();
+        pair.link_up();
+        let (_, session) = pair.link.expect("linked");
+        let gap = proto::Gap { from: 1, to: seq, count: seq, reason: 1, new_epoch: 0 };
+        let mut record = record(Kind::GAP, 77, codec::encode(&gap));
+        record.header.seq = seq;
+        let records = vec![declare("n1", 2, "s"), record];
+        pair.hub.apply(pair.now, Event::LinkReceived { session, records });
+        pair.quiet();
+        assert_eq!(pair.closed("hub"), 1);
+    }
 }

@@ -17,6 +17,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -58,6 +59,10 @@ pub(super) struct Client {
     pub(super) will: Option<Will>,
     /// Wall time since when it is away.
     pub(super) lost_at_us: u64,
+    /// Monotonic time at which it ends, while it is away.
+    pub(super) expires_at: Duration,
+    /// A timer for that is set: one for each client, however often it comes and goes.
+    pub(super) expiry_armed: bool,
     /// Raised at each connect, so that a timer of an earlier absence does nothing.
     pub(super) visits: u64,
     /// It is being closed as a slow consumer.
@@ -110,6 +115,8 @@ impl Client {
             received: BTreeSet::new(),
             will: None,
             lost_at_us: 0,
+            expires_at: Duration::MAX,
+            expiry_armed: false,
             visits: 0,
             closing: false,
         }

@@ -55,11 +55,8 @@ impl Core {
                 }
                 Response::Done
             }
-            Command::CloseNode { node } => {
-                if let Some(session) = self.claims.get(&node).and_then(|claim| claim.session) {
-                    let what = "the identity of this node has changed: join again";
-                    self.refuse(session, codec::proto::RefusalReason::Revoked, what, 0);
-                }
+            Command::CloseNode { node, generation } => {
+                self.replace_generation(&node, generation);
                 Response::Done
             }
             Command::Drain => return self.drain(id),

@@ -6,7 +6,7 @@ use codec::{Flags, FrameView, Kind, Record};
 
 use super::{
     Core, DropReason, Reading,
-    client::{Client, ClientIx},
+    client::{Client, ClientIx, outbound_key},
     event::{Delivery, Output, Position, Reply, SessionId, Subscription},
     ledger::Effect,
     log::{self, LogId},
@@ -139,7 +139,7 @@ impl Core {
                 continue;
             }
             let Some(record) = log.in_tail(next).cloned() else {
-                if client.has_window(id, 0) {
+                if client.has_window(id, 0) && client.queued < limits::CLIENT_QUEUE_BYTES {
                     client.cursors.get_mut(&id).expect("looked at it").reading = true;
                     self.read(id, next, READ_BYTES, Reading::Cursor(ix, id));
                 }
@@ -162,12 +162,10 @@ impl Core {
             let next = cursor.next.replace(durable_next).unwrap_or(durable_next);
             self.stats.gap("unreadable", durable_next.saturating_sub(next));
         }
-        for record in records {
-            if !self.offer(ix, id, record) {
-                break;
-            }
+        // Without room nothing is pumped: an acknowledgement, a read or a reconnect wakes the client.
+        if records.iter().all(|record| self.offer(ix, id, record)) {
+            self.pump_clients.insert((ix, id));
         }
-        self.pump_clients.insert((ix, id));
     }
 
     /// Offers one record to a cursor that is behind. False: no room, the cursor stays before it.
@@ -245,6 +243,9 @@ impl Core {
                 self.output(session, Output::Deliver(Delivery { dup: true, ..delivery }));
             } else if let Some((log, seq)) = at {
                 self.read(log, seq, 1, Reading::Redelivery(ix, packet_id));
+            } else {
+                // A retained message that was under way before a restart: its Log keeps no copy.
+                self.give_up(ix, packet_id);
             }
         }
     }
@@ -259,8 +260,9 @@ impl Core {
             records.first().filter(|record| record.header.seq == seq && record.header.kind == Kind::LOG);
         let (Some(record), Some(log)) = (found, self.logs.get(&log)) else {
             // Retention took it: the client will never get it, and its packet id is free.
-            client.release(packet_id);
+            self.give_up(ix, packet_id);
             self.stats.gap("cursor_overtaken", 1);
+            self.wake_client(ix);
             return;
         };
         let delivery = Delivery {
@@ -279,6 +281,13 @@ impl Core {
         client.inflight_bytes += delivery.frame.len();
         held.delivery = Some(delivery.clone());
         self.output(session, Output::Deliver(delivery));
+    }
+
+    /// A QoS 2 delivery that cannot be sent again gives its place in the window back.
+    fn give_up(&mut self, ix: ClientIx, packet_id: u16) {
+        let client = self.clients.get_mut(&ix).expect("the client exists");
+        client.release(packet_id);
+        self.ledger.write_local(Kind::PACKET_ID, outbound_key(&client.id, packet_id), None);
     }
 
     /// The retained messages that a new subscription asks for.

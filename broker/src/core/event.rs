@@ -428,8 +428,8 @@ pub enum Command {
     Conditions,
     /// Set or clear a condition from outside the core.
     SetCondition { kind: &'static str, subject: String, message: Option<String> },
-    /// Close a node's link: its identity changed.
-    CloseNode { node: Origin },
+    /// A node was enrolled anew: close every link of an older generation, and let none in again.
+    CloseNode { node: Origin, generation: u32 },
     /// Refuse new sessions, close the existing ones, answer once they are gone and all is durable.
     Drain,
 }

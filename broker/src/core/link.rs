@@ -33,6 +33,8 @@ const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;
 /// Sources that one peer may declare.
 const SOURCES_MAX: usize = 256;
 
+const REPLACED: &str = "this enrolment was replaced by a newer one: join again with a new token";
+
 /// A number that the peer declared for a source of its own.
 pub(super) type LinkSource = u32;
 
@@ -312,6 +314,10 @@ impl Core {
             return Err("an instance that has not 16 bytes".to_owned());
         }
         let peer = self.links[&session].peer.clone();
+        if self.generations.get(&peer.name).is_some_and(|least| peer.generation < *least) {
+            self.refuse(session, proto::RefusalReason::Revoked, REPLACED, 0);
+            return Ok(());
+        }
         if !self.claim(session, &peer, &hello.instance) {
             return Ok(());
         }
@@ -391,6 +397,22 @@ impl Core {
         let claim = Claim { instance: instance.to_vec(), session: Some(session), released: now };
         self.claims.insert(Arc::clone(&peer.name), claim);
         true
+    }
+
+    /// Whoever holds an older certificate of this node is out, whatever it has said so far; the new one is
+    /// no duplicate of it.
+    pub(super) fn replace_generation(&mut self, node: &Origin, generation: u32) {
+        self.generations.insert(Arc::clone(node), generation);
+        let older = |link: &Link| {
+            let theirs = link.peer.role == Role::Node && link.peer.name == *node;
+            theirs && link.peer.generation < generation && link.phase != Phase::Closing
+        };
+        let out: Vec<SessionId> =
+            self.links.iter().filter(|(_, link)| older(link)).map(|(session, _)| *session).collect();
+        for session in out {
+            self.refuse(session, proto::RefusalReason::Revoked, REPLACED, 0);
+        }
+        self.claims.remove(node);
     }
 
     /// The peer refused this side: remembered as a condition, because somebody has to do something.

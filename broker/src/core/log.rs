@@ -50,6 +50,7 @@ pub(super) struct Log {
     pub(super) retired: bool,
     tail: VecDeque<Record>,
     tail_bytes: usize,
+    tail_bytes_max: usize,
     /// (first seq, bytes) of stretches of about 64 KiB, for retention.
     stretches: VecDeque<(u64, u64)>,
 }
@@ -75,6 +76,7 @@ impl Log {
             retired: false,
             tail: VecDeque::new(),
             tail_bytes: 0,
+            tail_bytes_max: limits::LOG_TAIL_BYTES,
             stretches: VecDeque::new(),
         }
     }
@@ -133,6 +135,11 @@ impl Log {
         record.header.class = self.class as u8;
         record.header.flags = record.header.flags.union(Flags::IMPORTED);
         record.header.aux = 0;
+        if record.body.len() < limits::PARK_COPY_BYTES {
+            // The tail must not keep the batch that a small record came in.
+            record.body = Bytes::copy_from_slice(&record.body);
+        }
+        self.tail_bytes_max = limits::IMPORTED_TAIL_BYTES;
         self.push(ledger, record);
     }
 
@@ -148,7 +155,7 @@ impl Log {
         }
         self.tail_bytes += record.wire_len();
         self.tail.push_back(record.clone());
-        while self.tail_bytes > limits::LOG_TAIL_BYTES
+        while self.tail_bytes > self.tail_bytes_max
             && self.tail.front().is_some_and(|oldest| oldest.header.seq < self.durable_next)
         {
             let oldest = self.tail.pop_front().expect("looked at the front");
@@ -166,6 +173,14 @@ impl Log {
         }
         let at = self.tail.partition_point(|record| record.header.seq < seq);
         self.tail.get(at)
+    }
+
+    /// A newer source has taken over the name: from now on this one is only read.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+        let durable_next = self.durable_next;
+        self.tail.retain(|record| record.header.seq >= durable_next);
+        self.tail_bytes = self.tail.iter().map(Record::wire_len).sum();
     }
 
     /// crc32c of the frame at `seq`, if it is known without reading the store.

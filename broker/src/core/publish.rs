@@ -69,17 +69,24 @@ impl Core {
         let inbox = topic.starts_with("_INBOX/");
         if message.qos == 0 || inbox {
             if message.retain && !inbox {
-                self.retain(topic, &message, view.payload().is_empty());
+                if self.refusing {
+                    self.stats.drop(DropReason::StoreUnavailable);
+                } else {
+                    self.retain(topic, &message, view.payload().is_empty());
+                }
             }
             self.publish_live(from, &message, topic);
             return self.acknowledge_unlogged(from, &message);
+        }
+        if message.qos == 2 && self.accepted_before(from, message.packet_id) {
+            return Ok(());
         }
         if self.refusing {
             self.stats.drop(DropReason::StoreUnavailable);
             return Err(PublishRefusal::StoreUnavailable);
         }
-        if message.qos == 2 && !self.accept_once(from, message.packet_id) {
-            return Ok(());
+        if message.qos == 2 {
+            self.accept_once(from, message.packet_id);
         }
         if message.retain {
             self.retain(topic, &message, view.payload().is_empty());
@@ -118,21 +125,27 @@ impl Core {
         Ok(())
     }
 
-    /// Notes a QoS 2 packet id. False: it was noted before, and the message with it; its PUBREC is sent
-    /// again once that is durable.
-    fn accept_once(&mut self, from: Option<(SessionId, ClientIx)>, packet_id: u16) -> bool {
-        let Some((session, ix)) = from else { return true };
-        let client = self.clients.get_mut(&ix).expect("a session's client exists");
-        if !client.received.insert(packet_id) {
+    /// True if the message of this QoS 2 packet id was taken before; its PUBREC is sent again once that is
+    /// durable, also while the store refuses what is new.
+    fn accepted_before(&mut self, from: Option<(SessionId, ClientIx)>, packet_id: u16) -> bool {
+        let Some((session, ix)) = from else { return false };
+        let known = self.clients[&ix].received.contains(&packet_id);
+        if known {
             self.ledger.after(Effect::Reply(session, Reply::PubRec(packet_id)));
-            return false;
         }
+        known
+    }
+
+    /// Notes a QoS 2 packet id, in one group with its message.
+    fn accept_once(&mut self, from: Option<(SessionId, ClientIx)>, packet_id: u16) {
+        let Some((_, ix)) = from else { return };
+        let client = self.clients.get_mut(&ix).expect("a session's client exists");
+        client.received.insert(packet_id);
         if client.is_durable() {
             let key = inbound_key(&client.id, packet_id);
             let value = codec::encode(&proto::Outbound::default());
             self.ledger.write_local(Kind::PACKET_ID, key, Some(value));
         }
-        true
     }
 
     fn mark_of(&self, from: Option<(SessionId, ClientIx)>) -> u64 {

@@ -217,7 +217,7 @@ impl Core {
         let link = self.links.get_mut(&session).expect("an established link");
         let export = link.logs.get_mut(&id).expect("an export that was just begun");
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
-        let from = export.mark.as_ref().map_or(log.first, |mark| mark.mark + 1);
+        let from = export.mark.as_ref().map_or(log.first, |mark| mark.mark.saturating_add(1));
         let from = from.clamp(log.first, log.durable_next);
         log.epochs.retain(|(start, _)| *start < from);
         let epoch = rand::Rng::random(&mut self.rng);
@@ -229,7 +229,8 @@ impl Core {
     }
 
     fn begin_state_export(&mut self, session: SessionId, index: usize, position: Pair) {
-        if position.0 > self.spaces[index].at.0 {
+        if position > self.spaces[index].at {
+            // No honest receiver is ahead of the owner: this store was rolled back, or is a copy.
             self.mint_above(position.0);
         }
         let space = &self.spaces[index];
@@ -239,7 +240,8 @@ impl Core {
             position: if same { position } else { (space.at.0, 0) },
             in_flight: std::collections::VecDeque::new(),
             in_flight_bytes: 0,
-            barrier: (!same).then_some(space.at),
+            // Owed at every start: the one of an earlier session may never have arrived.
+            barrier: Some(space.at),
         };
         let link = self.links.get_mut(&session).expect("an established link");
         link.spaces.insert(index, export);
@@ -427,6 +429,9 @@ impl Core {
             if let Some(export) =
                 link.logs.values_mut().find(|export| export.number == at.source && at.source != 0)
             {
+                if at.seq >= export.next {
+                    continue; // it acknowledges what was never sent
+                }
                 while export.in_flight.front().is_some_and(|(seq, _)| *seq <= at.seq) {
                     let (_, bytes) = export.in_flight.pop_front().expect("looked at the front");
                     export.in_flight_bytes -= bytes;
@@ -509,11 +514,14 @@ impl Core {
         class: Class,
         record: Record,
     ) -> Result<(), String> {
+        if record.header.seq >= u64::MAX - 1 {
+            return Err("a seq beyond any Log".to_owned());
+        }
         let (from, to, new_epoch) = match record.header.kind {
             Kind::GAP => {
                 let gap: proto::Gap =
                     codec::decode(record.body.clone()).map_err(|error| error.to_string())?;
-                if record.header.seq == u64::MAX || gap.from > record.header.seq + 1 {
+                if gap.from > record.header.seq + 1 {
                     return Err("a gap that ends before it begins".to_owned());
                 }
                 let change = (gap.reason() == proto::GapReason::EpochChange).then_some(gap.new_epoch);

@@ -30,6 +30,7 @@ pub(super) struct Requests {
     waiting: BTreeMap<u64, Waiting>,
     /// On a node: where the answer to each token goes, and when it was asked.
     hops: BTreeMap<u64, (SessionId, u64, Duration)>,
+    timer_set: bool,
 }
 
 #[derive(Debug)]
@@ -40,8 +41,9 @@ struct Waiting {
 }
 
 impl Requests {
-    fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.hops.is_empty()
+    /// True if nobody has set the timer yet; it is set from now on.
+    fn needs_timer(&mut self) -> bool {
+        !std::mem::replace(&mut self.timer_set, true)
     }
 }
 
@@ -60,7 +62,7 @@ impl Core {
         self.requests.last += 1;
         let correlation = self.requests.last;
         let waiting = Waiting { inbox: Arc::clone(inbox), node: Arc::clone(node), asked: self.now.mono };
-        let first = self.requests.is_idle();
+        let first = self.requests.needs_timer();
         self.requests.waiting.insert(correlation, waiting);
         link.push_live(node, Class::Event, Flags::REQUEST, correlation, frame.clone());
         self.pump_links.insert(session);
@@ -74,7 +76,7 @@ impl Core {
         if self.requests.hops.len() >= limits::REQUESTS_MAX {
             return None;
         }
-        if self.requests.is_idle() {
+        if self.requests.needs_timer() {
             self.after(PATIENCE, Timer::Requests);
         }
         let token: u64 = rand::Rng::random(&mut self.rng);
@@ -88,6 +90,7 @@ impl Core {
         self.requests.hops.retain(|_, (_, _, asked)| *asked + PATIENCE > now);
         let asked = self.requests.waiting.values().map(|waiting| waiting.asked);
         let oldest = asked.chain(self.requests.hops.values().map(|(_, _, asked)| *asked)).min();
+        self.requests.timer_set = oldest.is_some();
         if let Some(oldest) = oldest {
             self.after((oldest + PATIENCE).saturating_sub(now), Timer::Requests);
         }

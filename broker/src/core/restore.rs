@@ -20,7 +20,10 @@ use super::{
     stats::Stats,
     trie::Trie,
 };
-use crate::store::{LocalFact, Recovered, SourceKind};
+use crate::{
+    clock::TRUSTED_FROM_US,
+    store::{LocalFact, Recovered, SourceKind},
+};
 
 /// The fact that holds the incarnation of the spaces that this broker owns.
 const INCARNATION: &[u8] = b"incarnation";
@@ -52,6 +55,7 @@ impl Core {
             marks: BTreeMap::new(),
             acks_owed: BTreeSet::new(),
             claims: BTreeMap::new(),
+            generations: BTreeMap::new(),
             requests: Requests::default(),
             reads: BTreeMap::new(),
             next_read: 1,
@@ -96,6 +100,12 @@ impl Core {
         for found in &recovered.logs {
             if let Some(log) = self.logs.get_mut(&found.source) {
                 log.recover(found);
+            }
+        }
+        // Quotas may have been lowered, and nothing is ever appended again to an older history.
+        for log in self.logs.values_mut() {
+            if let Some(first) = log.over_quota() {
+                log.trim(&mut self.ledger, first);
             }
         }
         let by_source: BTreeMap<u32, usize> =
@@ -162,7 +172,7 @@ impl Core {
         let wall_ms = self.now.wall_us / 1000;
         let minted = wall_ms << 20 | u64::from(self.rng.random::<u32>() >> 12);
         let greatest = self.spaces.iter().map(|space| space.at.0).max().unwrap_or(0);
-        self.incarnation = minted.max(above + 1).max(greatest + 1);
+        self.incarnation = minted.max(above.saturating_add(1)).max(greatest.saturating_add(1));
         let value = Bytes::copy_from_slice(&self.incarnation.to_be_bytes());
         self.ledger.write_local(Kind::META, Bytes::from_static(INCARNATION), Some(value));
         for space in self.spaces.iter_mut().filter(|space| space.owned) {
@@ -217,13 +227,16 @@ impl Core {
                 self.index_subscription(ix, subscription);
             }
         }
-        // The connection ended with the process at the latest.
+        // The connection ended with the process at the latest; on a clock that was never set, now.
+        let away = if self.now.trusted && stored.lost_at_us >= TRUSTED_FROM_US {
+            Duration::from_micros(self.now.wall_us.saturating_sub(stored.lost_at_us))
+        } else {
+            Duration::ZERO
+        };
         if let Some(delay) = delay {
-            self.after(delay, Timer::Will(ix, visits));
+            self.after(delay.saturating_sub(away), Timer::Will(ix, visits));
         }
-        if expiry_s != u32::MAX {
-            self.after(Duration::from_secs(expiry_s.into()), Timer::Expire(ix, visits));
-        }
+        self.arm_expiry(ix, Duration::from_secs(expiry_s.into()).saturating_sub(away));
     }
 
     fn restore_cursor(&mut self, fact: &LocalFact) {

@@ -19,6 +19,8 @@ use crate::limits;
 
 /// How long a cursor may have moved before it is written: what a crash may deliver again at QoS 1.
 const WRITE_CURSORS: Duration = Duration::from_secs(1);
+/// Reason code of MQTT 5 for a subscription too many; MQTT 3.1.1 knows only "failure".
+const QUOTA_EXCEEDED: u8 = 0x97;
 
 impl Core {
     pub(super) fn on_session_opened(&mut self, open: SessionOpen) {
@@ -65,6 +67,9 @@ impl Core {
                 if !open.clean_start {
                     return (ix, true);
                 }
+                // The session ends, and with it the delay of its will.
+                let visits = self.clients[&ix].visits;
+                self.on_will_due(ix, visits);
                 self.end_client(ix);
             }
         }
@@ -121,9 +126,7 @@ impl Core {
         if durable {
             self.write_cursors_of(ix);
             self.clients[&ix].write_session(&mut self.ledger);
-            if expiry_s != u32::MAX {
-                self.after(Duration::from_secs(expiry_s.into()), Timer::Expire(ix, visits));
-            }
+            self.arm_expiry(ix, Duration::from_secs(expiry_s.into()));
         } else {
             self.end_client(ix);
         }
@@ -160,13 +163,33 @@ impl Core {
         Publish { frame: frame.encode(), ..message }
     }
 
-    pub(super) fn on_expired(&mut self, ix: ClientIx, visits: u64) {
-        let away =
-            self.clients.get(&ix).is_some_and(|client| client.visits == visits && client.session.is_none());
-        if away {
-            self.on_will_due(ix, visits);
-            self.end_client(ix);
+    /// The client is away: its session ends after this long, unless that is for ever.
+    pub(super) fn arm_expiry(&mut self, ix: ClientIx, left: Duration) {
+        let now = self.now.mono;
+        let client = self.clients.get_mut(&ix).expect("the client exists");
+        if client.expiry_s == u32::MAX {
+            return;
         }
+        client.expires_at = now + left;
+        if !std::mem::replace(&mut client.expiry_armed, true) {
+            self.after(left, Timer::Expire(ix));
+        }
+    }
+
+    pub(super) fn on_expiry_due(&mut self, ix: ClientIx) {
+        let now = self.now.mono;
+        let Some(client) = self.clients.get_mut(&ix) else { return };
+        client.expiry_armed = false;
+        if client.session.is_some() {
+            return;
+        }
+        if client.expires_at > now {
+            let left = client.expires_at - now;
+            return self.arm_expiry(ix, left);
+        }
+        let visits = client.visits;
+        self.on_will_due(ix, visits);
+        self.end_client(ix);
     }
 
     /// Forgets a session, in memory and on disk.
@@ -193,11 +216,19 @@ impl Core {
     pub(super) fn on_subscribed(&mut self, session: SessionId, token: u32, subscriptions: Vec<Subscription>) {
         let Some(Party::Client(ix)) = self.sessions.get(&session) else { return };
         let ix = *ix;
+        if self.clients[&ix].is_durable() {
+            // In one group with what is new: after a crash a new filter must not find what was before it.
+            self.write_cursors_of(ix);
+        }
         let mut granted = Vec::with_capacity(subscriptions.len());
         let mut retained = Vec::new();
         for mut subscription in subscriptions {
             granted.push(subscription.qos);
             let is_new = self.replace_equal_filter(ix, &mut subscription);
+            if is_new && self.clients[&ix].subscriptions.len() >= limits::CLIENT_SUBSCRIPTIONS_MAX {
+                *granted.last_mut().expect("just pushed") = QUOTA_EXCEEDED;
+                continue;
+            }
             let send = match subscription.retained {
                 RetainedOnSubscribe::Send => true,
                 RetainedOnSubscribe::SendIfNew => is_new,

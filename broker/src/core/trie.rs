@@ -93,6 +93,7 @@ impl Trie {
         self.forget_answers();
         let levels: Vec<Level<'_>> = filter.levels().collect();
         self.root_mut(own, origin).remove(&levels, client, sub);
+        self.spaces.retain(|_, space| !space.root.is_vacant());
     }
 
     /// Who gets a message on this topic of this origin: those who asked for this origin, and those who
