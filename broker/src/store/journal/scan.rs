@@ -39,6 +39,9 @@ pub(crate) struct Found {
 ///
 /// Segments that end at or below `applied` are not read. Changes nothing but an unfinished segment, which it
 /// removes.
+///
+/// What it found is on disk when it returns: a process that was killed between write and fdatasync leaves
+/// whole groups that are only in the page cache, and nobody may be told of those.
 pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Result<Scan, OpenError> {
     let segments = list(dir)?;
     let mut next = applied + 1;
@@ -85,8 +88,19 @@ pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Re
     if segments.is_empty() && applied > 0 {
         return Err(corrupt(0, 0, format!("there is no segment, but a checkpoint at lsn {applied}")));
     }
+    if let Some(last) = segments.last() {
+        sync(dir, last.number)?;
+    }
     let next_number = segments.last().map_or(1, |header| header.number + 1);
     Ok(Scan { segments, end: End { last_lsn: next - 1, next_number, reusable } })
+}
+
+/// Syncs the last segment and its name. Those in front of it were synced before it was made.
+fn sync(dir: &Path, number: u64) -> Result<(), OpenError> {
+    let path = dir.join(format::segment_name(number));
+    let synced =
+        File::open(&path).and_then(|file| file.sync_data()).and_then(|()| File::open(dir)?.sync_all());
+    synced.map_err(|source| OpenError::Io { doing: "sync", path, source })
 }
 
 /// Headers of the segments in `dir`, in the order they were written.
