@@ -29,7 +29,8 @@
 //!
 //! Neither the space behind the end nor, after a failed fdatasync, the page cache can be trusted. The
 //! writer then never touches that segment again: the next group, which repeats the lsn, opens a new one
-//! with a fresh salt and that lsn as `first_lsn`. Until it does, only the erased header of the first
+//! with a fresh salt and that lsn as `first_lsn`. It takes the place of a segment that failed before it held
+//! a durable group, so that a disk that keeps failing is not filled with empty segments. Until it does, only the erased header of the first
 //! refused group keeps the refused ones from being read back; if the disk refuses to erase too, they may
 //! come back after a restart, like any write whose acknowledgement was lost.
 
@@ -204,6 +205,10 @@ impl Journal {
             // See the module's documentation: this segment is never touched again.
             let failed = self.current.take().expect("it was there above");
             self.disk.erase(&failed.file, failed.offset);
+            if failed.offset == SegmentHeader::LEN as u64 {
+                // It holds nothing: the next segment is renamed over it.
+                self.next_number = failed.file.number;
+            }
             return Err(error);
         }
         for group in chunk {

@@ -243,6 +243,22 @@ fn a_refused_group_is_not_there_after_a_restart_and_its_lsn_is_written_again() {
 }
 
 #[test]
+fn a_disk_that_keeps_failing_gets_one_new_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, tape) = journal(dir.path(), JournalIo::Plain);
+    append(&mut journal, &[sample(1, 100)]).unwrap();
+    for _ in 0..5 {
+        tape.fail_after(30);
+        append(&mut journal, &[sample(2, 100)]).unwrap_err();
+        assert_eq!(reopen(dir.path()).unwrap().0.end.last_lsn, 1);
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    append(&mut journal, &[sample(2, 100)]).unwrap();
+    let (scan, found) = reopen(dir.path()).unwrap();
+    assert_eq!((scan.segments.len(), scan.end.last_lsn, found.len()), (2, 2, 2));
+}
+
+#[test]
 fn a_full_disk_refuses_from_the_first_group_that_needs_a_segment() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, tape) = journal(dir.path(), JournalIo::Plain);
