@@ -13,6 +13,9 @@
 //!   [`Options::checkpoint_bytes`], and frees segments;
 //! - the *reader* serves reads of Logs: index from checkpoint and overlay, records from the segments.
 //!
+//! A panic of one of them ends the process: half a store must not acknowledge, whoever waits for the other
+//! half would wait for ever, and the journal holds everything that was acknowledged.
+//!
 //! Recovery is the checkpoint with the groups above its `applied_lsn` on top. It writes nothing: what was
 //! replayed is checkpointed like anything else.
 //!
@@ -36,6 +39,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -219,8 +223,8 @@ impl Drop for LmdbStore {
 }
 
 fn join(thread: Option<JoinHandle<()>>) {
-    if thread.is_some_and(|thread| thread.join().is_err()) {
-        tracing::error!("a thread of the store panicked");
+    if let Some(thread) = thread {
+        thread.join().expect("a thread of the store that panics ends the process");
     }
 }
 
@@ -232,7 +236,19 @@ fn spawn(
 ) -> Result<JoinHandle<()>, OpenError> {
     let shared = std::sync::Arc::clone(shared);
     let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
-    thread.spawn(move || body(&shared)).map_err(|source| io_error("start a thread for", path, source))
+    let guarded = move || {
+        if catch_unwind(AssertUnwindSafe(|| body(&shared))).is_err() {
+            abort("a thread of the store panicked");
+        }
+    };
+    thread.spawn(guarded).map_err(|source| io_error("start a thread for", path, source))
+}
+
+/// Ends the process where going on could lose or hide what was acknowledged. The journal holds everything;
+/// the next start recovers it.
+fn abort(why: &str) -> ! {
+    tracing::error!(why, "the store cannot go on, the process ends");
+    std::process::abort()
 }
 
 /// Checkpoint and overlay together.
@@ -318,8 +334,7 @@ fn io_error(doing: &'static str, path: &Path, source: io::Error) -> OpenError {
     OpenError::Io { doing, path: path.to_owned(), source }
 }
 
-/// A thread of the store that panicked has left nothing half done under a lock: each holds one for a few
-/// lines that move values.
+/// Poison is of no interest: a thread of the store that panics ends the process.
 fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
