@@ -28,6 +28,7 @@ use heed::{CommitOrAbort, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTl
 use sha2::{Digest, Sha256};
 
 use super::{
+    abort,
     index::{self, Key, Run, Runs},
     overlay::{END, Layer, LogChanges, LogEnd},
 };
@@ -237,7 +238,13 @@ impl Checkpoint {
         }
         // SAFETY: every read transaction is opened and ended under a shared lock of `gate`, which this
         // function holds alone, and the only writer is the caller, whose transaction has ended.
-        unsafe { self.env.resize(wanted) }.map_err(CommitError::Lmdb)
+        if let Err(error) = unsafe { self.env.resize(wanted) } {
+            // LMDB has unmapped the file by now. Asked for the old size it would say yes and map nothing, and
+            // the next transaction would read through a null pointer.
+            tracing::error!(%error, wanted, "cannot map the checkpoint");
+            abort("the checkpoint has no map");
+        }
+        Ok(())
     }
 
     fn try_commit(&self, layer: &Layer) -> Result<LiveChanges> {
