@@ -307,12 +307,23 @@ fn make_dir(path: &Path) -> Result<(), OpenError> {
     if path.is_dir() {
         return Ok(());
     }
+    let parents = new_parents(path);
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| io_error("make", path, source))?;
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
-        _ => Ok(()),
+    parents.into_iter().try_for_each(sync_dir)
+}
+
+/// The folders that get a new entry when this one is made, up to the first that is there.
+fn new_parents(path: &Path) -> Vec<&Path> {
+    let mut parents = Vec::new();
+    for parent in path.ancestors().skip(1) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        parents.push(parent);
+        if parent.is_dir() {
+            break;
+        }
     }
+    parents
 }
 
 fn sync_dir(path: &Path) -> Result<(), OpenError> {

@@ -232,6 +232,17 @@ fn a_store_has_one_process() {
 }
 
 #[test]
+fn a_new_folder_is_synced_up_to_the_first_that_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("a/b"));
+    assert_eq!(new_parents(&b.join("c")), [b.as_path(), a.as_path(), dir.path()]);
+    assert_eq!(new_parents(&a), [dir.path()]);
+    assert_eq!(new_parents(Path::new("no such folder")), [Path::new(".")]);
+    make_dir(&b.join("c")).unwrap();
+    assert!(b.join("c").is_dir());
+}
+
+#[test]
 fn segments_are_freed_when_nothing_in_them_is_alive() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
