@@ -375,6 +375,13 @@ impl<T> Queue<T> {
         self.changed.notify_one();
     }
 
+    /// Waits for this long; false at once if nobody pushes any more.
+    fn pause(&self, time: Duration) -> bool {
+        let state = lock_of(&self.state);
+        let waited = self.changed.wait_timeout_while(state, time, |state| !state.1);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.1
+    }
+
     /// Waits for work and moves all of it into `into`; false if there will be no more.
     fn take(&self, into: &mut VecDeque<T>) -> bool {
         let mut state = lock_of(&self.state);

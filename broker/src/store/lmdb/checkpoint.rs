@@ -38,7 +38,8 @@ use crate::{
 };
 
 /// What LMDB says.
-pub(super) type Result<T> = heed::Result<T>;
+pub(super) type Error = heed::Error;
+pub(super) type Result<T> = std::result::Result<T, Error>;
 
 type Table = heed::Database<'static, types::Bytes, types::Bytes>;
 
@@ -186,6 +187,10 @@ impl Checkpoint {
     /// Index entries of a Log from the one that reaches `from` on, at most `limit` and one; the key from
     /// which on there may be more; and the lsn up to which all is in.
     pub(super) fn runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
+        self.try_runs(source, from, limit).inspect_err(abort_if_dead)
+    }
+
+    fn try_runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let txn = self.env.read_txn()?;
         let mut runs = self.reaching(&txn, source, from)?;
@@ -223,7 +228,7 @@ impl Checkpoint {
         loop {
             match self.try_commit(layer) {
                 Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
-                result => return result.map_err(CommitError::Lmdb),
+                result => return result.inspect_err(abort_if_dead).map_err(CommitError::Lmdb),
             }
         }
     }
@@ -349,6 +354,13 @@ impl Tables {
         })?;
         let [meta, sources, state, locals, index, logs] = made.unwrap_commit();
         Ok(Self { meta, sources, state, locals, index, logs })
+    }
+}
+
+/// After a fatal error LMDB refuses everything until the file is opened anew.
+fn abort_if_dead(error: &heed::Error) {
+    if matches!(error, heed::Error::Mdb(MdbError::Panic)) {
+        abort("the checkpoint failed for good");
     }
 }
 

@@ -1,6 +1,10 @@
 //! The thread that reads Logs.
+//!
+//! A reader goes on behind whatever it is told is lost, so only damage is told as a gap. Anything else that
+//! fails, from a lack of descriptors to a lack of memory, says nothing about the records: the read is tried
+//! again until it succeeds or the store ends, and never answered with less than there is.
 
-use std::{collections::VecDeque, fs::File, io, ops::ControlFlow};
+use std::{collections::VecDeque, fs::File, io, ops::ControlFlow, time::Duration};
 
 use bytes::Bytes;
 use codec::{Class, Flags, Kind, Record, RecordHeader};
@@ -26,8 +30,9 @@ pub(super) fn run(shared: &Shared) {
     let mut waiting = VecDeque::new();
     while shared.reads.take(&mut waiting) {
         for request in waiting.drain(..) {
-            let records = files.serve(&request);
-            shared.events.push(StoreEvent::Read { read: request.read, records });
+            if let Some(records) = files.serve(&request) {
+                shared.events.push(StoreEvent::Read { read: request.read, records });
+            }
         }
     }
 }
@@ -47,36 +52,59 @@ struct Answer<'a> {
     enough: bool,
 }
 
+/// Why a read was not served, though nothing is known to be lost.
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error("the index: {0}")]
+    Index(#[from] checkpoint::Error),
+    #[error("a segment: {0}")]
+    Segment(#[from] io::Error),
+}
+
 impl Files<'_> {
-    fn serve(&mut self, request: &ReadRequest) -> Vec<Record> {
+    /// Tries until it succeeds; `None` if the store ends before.
+    fn serve(&mut self, request: &ReadRequest) -> Option<Vec<Record>> {
+        let mut told = false;
+        loop {
+            match self.try_serve(request) {
+                Ok(records) => return Some(records),
+                Err(error) if !told => {
+                    tracing::error!(%error, source = request.source, "cannot read a Log now, trying again");
+                    told = true;
+                }
+                Err(_) => {}
+            }
+            if !self.shared.reads.pause(RETRY_AFTER) {
+                return None;
+            }
+        }
+    }
+
+    fn try_serve(&mut self, request: &ReadRequest) -> Result<Vec<Record>, ReadError> {
         let mut answer = Answer { request, records: Vec::new(), bytes: 0, enough: false };
         let mut done: Option<Key> = None;
         let mut from = request.from;
         loop {
-            let (runs, until) = match view(self.shared, request.source, from) {
-                Ok(view) => view,
-                Err(error) => {
-                    tracing::error!(%error, source = request.source, "cannot read the index of a Log");
-                    break;
-                }
-            };
+            let (runs, until) = view(self.shared, request.source, from)?;
             for (key, run) in runs {
                 if run.last < request.from || done.is_some_and(|done| key <= done) {
                     continue;
                 }
                 match self.read_run(request, key, &run) {
                     // The segment was freed after the view was taken: what it held is no longer in the Log.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error)
+                        if error.kind() == io::ErrorKind::NotFound && self.is_freed(run.place.segment) => {}
+                    Err(error) if !is_damage(&error) => return Err(error.into()),
                     Err(error) => {
                         tracing::error!(%error, source = request.source, from = key.0, to = run.last,
                             "records of a Log cannot be read, a gap is told instead");
                         if answer.add(unreadable(request, key, &run)).is_break() {
-                            return answer.records;
+                            return Ok(answer.records);
                         }
                     }
                     Ok(records) => {
                         if records.into_iter().try_for_each(|record| answer.add(record)).is_break() {
-                            return answer.records;
+                            return Ok(answer.records);
                         }
                     }
                 }
@@ -87,7 +115,12 @@ impl Files<'_> {
             }
             from = until.0;
         }
-        answer.records
+        Ok(answer.records)
+    }
+
+    /// The keeper takes a segment off the list before it removes the file.
+    fn is_freed(&self, segment: u64) -> bool {
+        !lock_of(&self.shared.segments).contains_key(&segment)
     }
 
     /// The records that an index entry claims, from the wanted seq on.
@@ -162,6 +195,13 @@ fn view(shared: &Shared, source: u32, from: u64) -> checkpoint::Result<(Runs, Ke
     Ok((runs, until))
 }
 
+/// The records are lost; reading again would not bring them back.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof | NotFound | FileTooLarge)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Stands in for records whose groups are damaged: a reader is told, and goes on behind them.
 fn unreadable(request: &ReadRequest, (start, order): Key, run: &Run) -> Record {
     let from = if order == facts::FULL { start.max(request.from) } else { start };
@@ -178,3 +218,5 @@ fn unreadable(request: &ReadRequest, (start, order): Key, run: &Run) -> Record {
 }
 
 const FILES_MAX: usize = 4;
+/// Between two tries of a read.
+const RETRY_AFTER: Duration = Duration::from_millis(100);

@@ -349,6 +349,45 @@ fn damaged_records_are_told_as_a_gap_and_the_read_goes_on() {
 }
 
 #[test]
+fn a_missing_segment_is_told_as_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    persist(&mut store, (1..=12).map(|seq| group(seq, vec![log(1, seq, &[1; 900])])).collect());
+    std::fs::remove_file(dir.path().join("journal").join(format::segment_name(1))).unwrap();
+    let records = read(&mut store, 1, 0, usize::MAX);
+    assert_eq!(records[0].header.kind, Kind::GAP);
+    assert_eq!(records.last().unwrap().header.seq, 12);
+}
+
+#[test]
+fn a_read_that_fails_for_now_is_tried_again_and_tells_no_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    persist(&mut store, vec![group(1, vec![log(1, 1, b"x")])]);
+    let (name, aside) = (dir.path().join("journal").join(format::segment_name(1)), dir.path().join("aside"));
+    std::fs::rename(&name, &aside).unwrap();
+    std::os::unix::fs::symlink(&name, &name).unwrap();
+    store.read(ReadRequest { read: 4, source: 1, from: 0, bytes_max: usize::MAX });
+    assert!(store.poll_event(&mut Context::from_waker(Waker::noop())).is_pending());
+    std::fs::rename(&aside, &name).unwrap();
+    assert!(
+        matches!(next(&mut store), StoreEvent::Read { read: 4, records } if records == [log(1, 1, b"x")])
+    );
+}
+
+#[test]
+fn a_read_that_cannot_succeed_does_not_keep_the_store_from_ending() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    persist(&mut store, vec![group(1, vec![log(1, 1, b"x")])]);
+    let name = dir.path().join("journal").join(format::segment_name(1));
+    std::fs::remove_file(&name).unwrap();
+    std::os::unix::fs::symlink(&name, &name).unwrap();
+    store.read(ReadRequest { read: 4, source: 1, from: 0, bytes_max: usize::MAX });
+    drop(store);
+}
+
+#[test]
 fn a_checkpoint_without_its_journal_is_corrupt() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
