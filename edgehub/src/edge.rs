@@ -202,6 +202,8 @@ impl Edge {
         if let Some(listener) = mqtt_listener {
             let mut front = mqtt::Config::new(auth.clone());
             front.packet_max = config.limits.mqtt_packet;
+            front.session_expiry_max =
+                u32::try_from(config.limits.session_expiry.as_secs()).unwrap_or(u32::MAX);
             front.connections_max = config.limits.mqtt_connections;
             front.connect_timeout = config.limits.connect_timeout;
             parts::register_mqtt(&exporter, &front.counters);

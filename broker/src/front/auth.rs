@@ -217,6 +217,19 @@ impl Permissions {
         self.all || self.publish.iter().any(|filter| filter.matches(topic, false))
     }
 
+    /// True if the client may be handed a message of this topic. A session outlives the permissions under which
+    /// it subscribed, so every delivery is asked about; what [`may_subscribe`](Self::may_subscribe) grants passes.
+    #[must_use]
+    pub fn may_receive(&self, topic: &str) -> bool {
+        let is_inbox = || topic.split_once('/').is_some_and(|(first, _)| first == INBOX);
+        self.all || is_inbox() || self.subscribe.iter().any(|filter| filter.matches(topic, false))
+    }
+
+    /// True if nothing is refused that can be allowed.
+    pub(crate) fn is_all(&self) -> bool {
+        self.all
+    }
+
     /// True if the client may have everything that this filter matches.
     #[must_use]
     pub fn may_subscribe(&self, wanted: &Filter) -> bool {
@@ -450,6 +463,14 @@ mod tests {
         assert!(!may_subscribe("b/#") && !may_subscribe("#") && !may_subscribe("a/b"));
         let none = permissions(&[], &[]);
         assert!(!none.may_publish("a") && !none.may_subscribe(&Filter::parse("a").unwrap()));
+    }
+
+    #[test]
+    fn a_delivery_needs_a_permission_of_today() {
+        let some = permissions(&["a/#"], &["b/+/c"]);
+        assert!(some.may_receive("b/x/c") && some.may_receive("_INBOX/x7"));
+        assert!(!some.may_receive("b/x") && !some.may_receive("a/b") && !some.may_receive("_INBOX"));
+        assert!(Permissions::all().may_receive("a/b"));
     }
 
     #[test]

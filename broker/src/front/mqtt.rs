@@ -63,6 +63,8 @@ pub struct Config {
     pub inflight_max: u16,
     /// Topic aliases that a client may use.
     pub topic_alias_max: u16,
+    /// Longest time, in seconds, that a session outlives its connection, whatever its client asks for.
+    pub session_expiry_max: u32,
     /// How long a stranger has to say CONNECT and to be let in.
     pub connect_timeout: Duration,
     /// Whether the wall clock is known to be right; goes into frames.
@@ -82,6 +84,7 @@ impl Config {
             receive_max: 1024,
             inflight_max: 1024,
             topic_alias_max: 16,
+            session_expiry_max: u32::MAX,
             connect_timeout: Duration::from_secs(10),
             time_trusted: Arc::default(),
             counters: Arc::default(),

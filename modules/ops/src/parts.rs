@@ -34,6 +34,11 @@ fn mqtt_front(text: &mut Text, counters: &mqtt::Counters) {
         ("octobus_mqtt_bytes_out_total", "Bytes sent.", &counters.bytes_out),
         ("octobus_mqtt_publishes_denied_total", "Publishes not permitted.", &counters.publishes_denied),
         ("octobus_mqtt_subscriptions_denied_total", "Filters not permitted.", &counters.subscriptions_denied),
+        (
+            "octobus_mqtt_deliveries_denied_total",
+            "Deliveries no longer permitted.",
+            &counters.deliveries_denied,
+        ),
     ];
     for (name, help, value) in plain {
         counter(text, name, help, value);

@@ -125,6 +125,8 @@ struct Accepted {
     principal: Principal,
     clean_start: bool,
     expiry_s: u32,
+    /// What the client asked for.
+    asked_expiry_s: u32,
     receive_max: u16,
     client_packet_max: usize,
     keep_alive: Option<Duration>,
@@ -174,7 +176,8 @@ async fn admit(connect: Connect<'_>, config: &Config) -> Result<Accepted, Closin
         assigned,
         principal,
         clean_start: connect.clean_start,
-        expiry_s: connect.expiry_s,
+        expiry_s: connect.expiry_s.min(config.session_expiry_max),
+        asked_expiry_s: connect.expiry_s,
         receive_max: connect.receive_max.min(config.inflight_max),
         client_packet_max: connect.packet_max,
         keep_alive: match connect.keep_alive_s {
@@ -264,6 +267,8 @@ fn open(id: SessionId, accepted: &Accepted, config: &Config) -> (SessionOpen, Se
         receive_max: config.receive_max,
         topic_alias_max: config.topic_alias_max,
         lasting: accepted.expiry_s > 0,
+        expiry_max_s: config.session_expiry_max,
+        lowered_expiry_s: (accepted.expiry_s < accepted.asked_expiry_s).then_some(accepted.expiry_s),
     };
     let session = Session::new(
         id,

@@ -25,6 +25,8 @@ pub struct Counters {
     pub publishes_denied: AtomicU64,
     /// Filters refused because the client may not subscribe to them.
     pub subscriptions_denied: AtomicU64,
+    /// Deliveries dropped because the client may no longer have messages of that topic.
+    pub deliveries_denied: AtomicU64,
     /// Deliveries skipped because the client takes no packets of that size.
     pub deliveries_too_large: AtomicU64,
     closed: [AtomicU64; Cause::ALL.len()],

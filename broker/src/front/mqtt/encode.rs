@@ -21,6 +21,8 @@ pub(super) struct ConnAck<'a> {
     pub(super) receive_max: u16,
     pub(super) packet_max: usize,
     pub(super) topic_alias_max: u16,
+    /// Seconds that the session lasts, set if that is less than what the client asked for.
+    pub(super) lowered_expiry_s: Option<u32>,
     /// Set if the server chose it.
     pub(super) assigned_client_id: Option<&'a str>,
 }
@@ -44,6 +46,10 @@ pub(super) fn connack(out: &mut Vec<u8>, version: Version, connack: &ConnAck<'_>
         (property::SHARED_AVAILABLE, 0),
     ] {
         properties.put_slice(&[id, available]);
+    }
+    if let Some(seconds) = connack.lowered_expiry_s {
+        properties.put_u8(property::SESSION_EXPIRY);
+        properties.put_u32(seconds);
     }
     if let Some(client_id) = connack.assigned_client_id {
         properties.put_u8(property::ASSIGNED_CLIENT_ID);

@@ -28,6 +28,8 @@ pub fn decode(input: &[u8]) {
 
 fn decode_as(version: Version, mut input: &[u8]) {
     let limits = Limits {
+        expiry_max_s: u32::MAX,
+        lowered_expiry_s: None,
         packet_max: 1 << 20,
         client_packet_max: 1 << 20,
         receive_max: 16,

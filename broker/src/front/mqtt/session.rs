@@ -13,6 +13,8 @@ mod receive;
 
 use std::{collections::VecDeque, sync::Arc, sync::atomic::AtomicU64};
 
+use codec::FrameView;
+
 use super::{
     counters::Counters,
     encode::{self, ConnAck, DeliveryError, ack},
@@ -39,6 +41,10 @@ pub(super) struct Limits {
     pub(super) topic_alias_max: u16,
     /// The session outlives its connection; one that does not cannot be made to (MQTT 5).
     pub(super) lasting: bool,
+    /// Longest time, in seconds, that a session may outlive its connection.
+    pub(super) expiry_max_s: u32,
+    /// What the client gets where it asked for more.
+    pub(super) lowered_expiry_s: Option<u32>,
 }
 
 /// The end of a connection.
@@ -185,6 +191,10 @@ impl Session {
     }
 
     fn deliver(&mut self, delivery: &Delivery, now_us: u64, out: &mut Writer) {
+        if !self.may_have(delivery) {
+            Counters::add(&self.counters.deliveries_denied, 1);
+            return self.settle_unsent(delivery);
+        }
         let error = match encode::publish(out, self.version, delivery, now_us, self.limits.client_packet_max)
         {
             Ok(_len) => return self.count_out(),
@@ -195,6 +205,18 @@ impl Session {
             tracing::error!(session = self.id.0, %error, "a delivery without a frame");
         }
         // MQTT 5, 3.1.2.11.4: dropped, and the server behaves as if it had been delivered.
+        self.settle_unsent(delivery);
+    }
+
+    /// A resumed session may hold subscriptions, and messages for them, that its user no longer may have.
+    fn may_have(&self, delivery: &Delivery) -> bool {
+        self.permissions.is_all()
+            || FrameView::parse(&delivery.frame)
+                .is_ok_and(|frame| self.permissions.may_receive(frame.topic()))
+    }
+
+    /// Tells the core that a delivery is done with, as if the client had taken it.
+    fn settle_unsent(&mut self, delivery: &Delivery) {
         match delivery.qos {
             0 => {}
             1 => self.push_ack(ClientAck::Ack(delivery.packet_id)),
@@ -238,6 +260,7 @@ impl Session {
             receive_max: self.limits.receive_max,
             packet_max: self.limits.packet_max,
             topic_alias_max: self.limits.topic_alias_max,
+            lowered_expiry_s: self.limits.lowered_expiry_s,
             assigned_client_id: self.assigned_client_id.as_deref(),
         };
         encode::connack(out.gather(), self.version, &connack);

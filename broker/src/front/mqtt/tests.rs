@@ -1,5 +1,7 @@
 //! The wire layer as a whole: against mutation, against itself and against `rumqttd` as an independent peer.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use codec::{
     FrameView, Trace,
@@ -10,14 +12,19 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 use rumqttd::protocol::{self as peer, Packet as PeerPacket, Protocol};
 
 use super::{
+    counters::Counters,
     encode,
     gate::{self, Gate, Kind},
     packet,
     publish::{Arena, Entered, Publish},
+    session::{Limits, Session},
     wire::Version,
     writer::Writer,
 };
-use crate::core::event::{Delivery, RetainedOnSubscribe};
+use crate::{
+    core::event::{ClientAck, Delivery, Event, Output, RetainedOnSubscribe, SessionId},
+    front::auth::Permissions,
+};
 
 const MAX: usize = 1 << 20;
 const ENTERED: Entered = Entered { time_us: 1_000_000, trusted: true };
@@ -283,6 +290,7 @@ fn rumqttd_reads_the_answers_that_this_server_writes() {
         receive_max: 9,
         packet_max: MAX,
         topic_alias_max: 16,
+        lowered_expiry_s: Some(77),
         assigned_client_id: Some("auto-1"),
     };
     encode::connack(&mut out, Version::V5, &connack);
@@ -294,6 +302,7 @@ fn rumqttd_reads_the_answers_that_this_server_writes() {
     assert_eq!((properties.receive_max, properties.max_packet_size), (Some(9), Some(MAX as u32)));
     assert_eq!(properties.assigned_client_identifier.as_deref(), Some("auto-1"));
     assert_eq!(properties.shared_subscription_available, Some(0));
+    assert_eq!(properties.session_expiry_interval, Some(77), "what was lowered is said");
     let PeerPacket::SubAck(read, _) = peer::v5::V5.read_mut(&mut wire, MAX).unwrap() else { panic!() };
     assert_eq!((read.pkid, read.return_codes.len()), (3, 4));
     let PeerPacket::Disconnect(read, _) = peer::v5::V5.read_mut(&mut wire, MAX).unwrap() else { panic!() };
@@ -311,6 +320,9 @@ fn read_v5_connack(wire: &mut BytesMut) -> PeerPacket {
     while let Some((id, value)) = found.next().unwrap() {
         use super::wire::{Value, property};
         match (id, value) {
+            (property::SESSION_EXPIRY, Value::Four(seconds)) => {
+                properties.session_expiry_interval = Some(seconds);
+            }
             (property::RECEIVE_MAX, Value::Two(max)) => properties.receive_max = Some(max),
             (property::PACKET_MAX, Value::Four(max)) => properties.max_packet_size = Some(max),
             (property::SHARED_AVAILABLE, Value::Byte(byte)) => {
@@ -324,6 +336,38 @@ fn read_v5_connack(wire: &mut BytesMut) -> PeerPacket {
     }
     let connack = peer::ConnAck { session_present: packet[2] == 1, code: peer::ConnectReturnCode::Success };
     PeerPacket::ConnAck(connack, Some(properties))
+}
+
+#[test]
+fn a_delivery_that_is_no_longer_permitted_is_settled_and_not_sent() {
+    let counters = Arc::<Counters>::default();
+    let limits = Limits {
+        packet_max: MAX,
+        client_packet_max: MAX,
+        receive_max: 9,
+        topic_alias_max: 0,
+        lasting: true,
+        expiry_max_s: u32::MAX,
+        lowered_expiry_s: None,
+    };
+    let permissions = Permissions::new(Vec::new(), vec![codec::Filter::parse("mine/#").unwrap()]);
+    let mut session =
+        Session::new(SessionId(1), Version::V5, limits, Arc::new(permissions), Arc::clone(&counters), None);
+    let mut writer = Writer::default();
+    for (topic, qos) in [("theirs/a", 0), ("theirs/b", 1), ("theirs/c", 2)] {
+        let frame = FrameParts { topic, ..FrameParts::default() }.encode();
+        let delivery = delivery(frame, qos, u16::from(qos), (false, false));
+        session.send(Output::Deliver(delivery), ENTERED.time_us, &mut writer).unwrap();
+    }
+    assert!(writer.is_idle(), "none was written");
+    assert_eq!(counters.deliveries_denied.load(std::sync::atomic::Ordering::Relaxed), 3);
+    let acks = vec![ClientAck::Ack(1), ClientAck::Comp(2)];
+    let events = session.take_events();
+    assert!(matches!(&events[..], [Event::Acked { acks: told, .. }] if *told == acks), "{events:?}");
+    let frame = FrameParts { topic: "mine/a", ..FrameParts::default() }.encode();
+    let permitted = delivery(frame, 1, 3, (false, false));
+    session.send(Output::Deliver(permitted), ENTERED.time_us, &mut writer).unwrap();
+    assert!(!writer.is_idle() && session.take_events().is_empty());
 }
 
 #[test]

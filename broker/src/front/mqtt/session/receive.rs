@@ -259,7 +259,7 @@ impl Session {
             cause: Cause::Disconnected,
             code: None,
             clean: !disconnect.with_will,
-            expiry_s: disconnect.expiry_s,
+            expiry_s: disconnect.expiry_s.map(|seconds| seconds.min(self.limits.expiry_max_s)),
             detail: String::new(),
         }
     }
