@@ -180,7 +180,8 @@ async fn intercept(record: &Record, shared: &Shared) -> Result<bool, ReadEnd> {
         Some(Message::Drain(drain)) => {
             shared.note_retry_after(Duration::from_millis(u64::from(drain.retry_after_ms)));
         }
-        Some(Message::Hello(_) | Message::Ack(_)) | None => {}
+        Some(Message::Hello(_)) => shared.greeted.store(true, Relaxed),
+        Some(Message::Ack(_)) | None => {}
     }
     Ok(false)
 }

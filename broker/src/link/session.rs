@@ -82,6 +82,8 @@ pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) pulses: mpsc::Sender<Pulsed>,
+    /// The peer has said Hello.
+    pub(super) greeted: AtomicBool,
     /// The control reader waits for the broker: silence is ours, not the peer's.
     pub(super) handing: AtomicBool,
     started: Instant,
@@ -184,6 +186,7 @@ impl<'a, T: Transport> Running<'a, T> {
             counters: Arc::clone(&link.counters),
             progress: link.progress.clone(),
             pulses: pulse_sender,
+            greeted: AtomicBool::new(false),
             handing: AtomicBool::new(false),
             started: Instant::now(),
             sent_ms: AtomicU64::new(0),
@@ -214,7 +217,9 @@ impl<'a, T: Transport> Running<'a, T> {
     async fn until_end(&mut self, mut outbox: Outbox) -> LinkEnd {
         let mut outputs = VecDeque::new();
         let mut wake_at = self.beat();
+        let hello_by = self.shared.started + self.link.params.handshake;
         loop {
+            let stranger = !self.link.dialler && !self.shared.greeted.load(Relaxed);
             tokio::select! {
                 biased; // stop, then what ends or delays the link, then data, then time
                 () = self.link.stop.cancelled() => {
@@ -239,6 +244,12 @@ impl<'a, T: Transport> Running<'a, T> {
                 }
                 lane = self.transport.accept(), if self.accepting => self.on_lane(lane),
                 stream = self.transport.accept_stream(), if self.accepting => self.on_stream(stream),
+                () = sleep_until(hello_by), if stranger => {
+                    // The reader may have seen it since this wait began.
+                    if !self.shared.greeted.load(Relaxed) {
+                        return LinkEnd::Protocol("no hello in time".into());
+                    }
+                }
                 () = sleep_until(wake_at) => {}
             }
             wake_at = match self.beat_or_silent() {
@@ -385,7 +396,7 @@ impl<'a, T: Transport> Running<'a, T> {
 
     fn send_pulse(&self, message: impl FnOnce(u64) -> Message) {
         let record: Record = control_record(message(clock::wall_us()));
-        self.lanes[Class::Control as usize].queue.push_front(record);
+        self.lanes[Class::Control as usize].queue.push_pulse(record);
     }
 
     fn beat(&mut self) -> Instant {
@@ -432,7 +443,13 @@ impl<'a, T: Transport> Running<'a, T> {
     async fn wait_writers(&mut self, deadline: Instant, busy: impl Fn(&[Lane]) -> bool) -> bool {
         while busy(&self.lanes) {
             match timeout_at(deadline, self.tasks.join_next()).await {
-                Ok(Some(Ok(Done::Writer(class, _)))) => self.lanes[class as usize].open = false,
+                Ok(Some(Ok(Done::Writer(class, wrote)))) => {
+                    self.lanes[class as usize].open = false;
+                    // It was finishing an idle lane when more was queued.
+                    if wrote.is_ok() && !self.lanes[class as usize].queue.is_empty() {
+                        self.open_lane(class);
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return false,
             }

@@ -504,6 +504,27 @@ async fn a_dialler_that_opens_no_control_stream_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dialler_that_never_says_hello_is_given_up_although_it_beats() {
+    let (peer, acceptor, _network) = mem::pair();
+    let hub = Broker::new();
+    let (link, mut ended) = (hub.link(false), JoinSet::new());
+    let patience = link.params.handshake;
+    ended.spawn(run(acceptor, link));
+    let mut control = peer.control(true).await.unwrap();
+    let began = Instant::now();
+    let ended = loop {
+        let beat = control_record(Message::Heartbeat(proto::Heartbeat::default()));
+        let _ended = control.0.write(batch(&[beat])).await;
+        match tokio::time::timeout(SECOND, ended.join_next()).await {
+            Ok(ended) => break ended.unwrap().unwrap(),
+            Err(_elapsed) => {}
+        }
+    };
+    assert!(matches!(&ended.end, LinkEnd::Protocol(what) if what.contains("hello")), "{ended:?}");
+    assert!(began.elapsed() <= patience + SECOND, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_lane_of_a_class_waits_for_the_first_and_for_no_other() {
     let turns: Arc<reader::Turns> = Arc::default();
     let mut order = JoinSet::new();

@@ -19,6 +19,9 @@ use tokio::sync::Notify;
 use super::{Broken, LaneSender, session::Shared};
 use crate::{core::event::Event, limits};
 
+/// Heartbeats that wait for their writer.
+const PULSES_UNWRITTEN_MAX: usize = 8;
+
 /// Records of one class on their way to the transport. Its bytes are part of what the core counts for the
 /// session until they are reported as sent.
 #[derive(Debug, Default)]
@@ -29,6 +32,8 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct Waiting {
+    /// Heartbeats, in front of everything.
+    pulses: VecDeque<Record>,
     /// With each output's last record, its cost.
     records: VecDeque<(Record, usize)>,
     closing: bool,
@@ -52,10 +57,14 @@ impl Queue {
         self.ready.notify_one();
     }
 
-    /// In front of everything: heartbeats.
-    pub(super) fn push_front(&self, record: Record) {
-        self.state().records.push_front((record, 0));
-        self.ready.notify_one();
+    /// A heartbeat or an answer to one, in front of everything. The core does not count these, so a peer that
+    /// asks and does not read gets no more than a few: further ones are dropped.
+    pub(super) fn push_pulse(&self, record: Record) {
+        let mut state = self.state();
+        if state.pulses.len() < PULSES_UNWRITTEN_MAX {
+            state.pulses.push_back(record);
+            self.ready.notify_one();
+        }
     }
 
     /// What waits is still sent, nothing is added.
@@ -65,12 +74,17 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.state().records.is_empty()
+        let state = self.state();
+        state.records.is_empty() && state.pulses.is_empty()
     }
 
     fn take(&self, batch: &mut Vec<Record>) -> Found {
         let mut state = self.state();
         let (mut raw_len, mut cost) = (0, 0);
+        for pulse in state.pulses.drain(..) {
+            raw_len += pulse.wire_len();
+            batch.push(pulse);
+        }
         while let Some((record, _)) = state.records.front()
             && batch.len() < usize::from(u16::MAX)
             && fits(raw_len, record.wire_len())
@@ -162,5 +176,29 @@ fn encode(batch: &[Record], class: Class) -> Option<Encoded> {
             tracing::error!(%error, class = class.as_str(), records = batch.len(), "records dropped: no batch");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use codec::proto::{Heartbeat, control::Message};
+
+    use super::*;
+    use crate::link::control_record;
+
+    fn pulse(nonce: u64) -> Record {
+        control_record(Message::HeartbeatAck(Heartbeat { nonce, time_us: 0 }))
+    }
+
+    #[test]
+    fn a_peer_that_asks_and_never_reads_gets_few_answers_and_they_go_first() {
+        let queue = Queue::default();
+        queue.push(vec![control_record(Message::Ack(Default::default()))], 7);
+        (0..1000).for_each(|nonce| queue.push_pulse(pulse(nonce)));
+        let mut batch = Vec::new();
+        assert_eq!(queue.take(&mut batch), Found::Batch(7));
+        assert_eq!(batch.len(), PULSES_UNWRITTEN_MAX + 1);
+        assert_eq!(batch[0], pulse(0));
+        assert!(queue.is_empty());
     }
 }
