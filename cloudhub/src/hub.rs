@@ -255,7 +255,8 @@ impl Sockets {
     async fn bind(config: &Config, authority: &Authority) -> Result<Self, StartError> {
         let listen = &config.listen;
         let nats = listen_tcp("NATS", listen.nats).await?;
-        let quic = listen.quic.map(|address| bind_quic(address, authority)).transpose()?;
+        let quic =
+            listen.quic.map(|address| bind_quic(address, authority, config.limits.heartbeat)).transpose()?;
         let bootstrap = match listen_tcp("bootstrap", listen.bootstrap).await? {
             Some(listener) => {
                 let identity = authority.issue_hub(REPLICA, &names(listen.bootstrap))?;
@@ -290,13 +291,17 @@ async fn listen_tcp(
     }
 }
 
-fn bind_quic(address: SocketAddr, authority: &Authority) -> Result<QuicListener, StartError> {
+fn bind_quic(
+    address: SocketAddr,
+    authority: &Authority,
+    heartbeat: Duration,
+) -> Result<QuicListener, StartError> {
     let identity = authority.issue_hub(REPLICA, &[])?;
     let secret = TierSecret::new(authority.secret());
     let credentials =
         Credentials { ca: vec![authority.certificate().clone()], chain: identity.chain, key: identity.key };
     let tls = tls::acceptor(credentials, &secret)?;
-    Ok(QuicListener::bind(address, Arc::new(tls), &secret, Shape::HUB)?)
+    Ok(QuicListener::bind(address, Arc::new(tls), &secret, Shape::HUB.with_heartbeat(heartbeat))?)
 }
 
 /// Under which names HTTPS clients that check names may reach the bootstrap port. Nodes check the CA.

@@ -73,7 +73,7 @@ impl Uplink {
         let hubs = if self.hubs.is_empty() { identity.quic().to_vec() } else { self.hubs.clone() };
         Ok(Dialler {
             hubs,
-            quic: QuicDialler::new(Arc::new(tls), Shape::NODE)?,
+            quic: QuicDialler::new(Arc::new(tls), Shape::NODE.with_heartbeat(self.params.heartbeat))?,
             broker: self.broker.clone(),
             params: Arc::clone(&self.params),
             backoff: Backoff::default(),
