@@ -48,11 +48,13 @@ use crate::{
 };
 
 mod failures;
+mod places;
 use failures::Failures;
+use places::{Place, Places};
 
 /// Connections at a time: each is one short request.
 const CONNECTIONS_MAX: usize = 256;
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// From the end of the handshake to the end of the answer.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
@@ -109,6 +111,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, bootstrap: Arc
     let acceptor = TlsAcceptor::from(tls);
     let router = router(bootstrap);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::default();
     let stopped = tasks.stopped();
     loop {
         let slot = Arc::clone(&slots).acquire_owned();
@@ -120,7 +123,11 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, bootstrap: Arc
         };
         match accepted {
             (Ok(slot), Ok((stream, from))) => {
-                let connection = connection(stream, from, acceptor.clone(), router.clone(), slot);
+                let Some(place) = places.take(from.ip()) else {
+                    tracing::debug!(%from, "too many bootstrap connections from this address, one closed");
+                    continue;
+                };
+                let connection = connection(stream, from, acceptor.clone(), router.clone(), (slot, place));
                 let stopped = stopped.clone();
                 tasks.spawn("bootstrap connection", async move {
                     tokio::select! {
@@ -144,7 +151,7 @@ async fn connection(
     from: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
-    _slot: OwnedSemaphorePermit,
+    _held: (OwnedSemaphorePermit, Place),
 ) {
     let stream = match timeout(HANDSHAKE_MAX, Box::pin(acceptor.accept(stream))).await {
         Ok(Ok(stream)) => stream,

@@ -54,12 +54,17 @@ impl Failures {
     }
 }
 
-/// An IPv6 host owns a /64. What finds no room shares the entry of the unspecified address.
-fn slot(windows: &HashMap<IpAddr, Window>, from: IpAddr) -> IpAddr {
-    let key = match from.to_canonical() {
+/// What counts as one address: an IPv6 host owns a /64.
+pub(super) fn key(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address @ IpAddr::V4(_) => address,
-    };
+    }
+}
+
+/// What finds no room shares the entry of the unspecified address.
+fn slot(windows: &HashMap<IpAddr, Window>, from: IpAddr) -> IpAddr {
+    let key = key(from);
     if windows.contains_key(&key) || windows.len() < ADDRESSES_MAX {
         key
     } else {
