@@ -11,7 +11,10 @@ use broker::{
     Tasks,
     enroll::{self, JoinRequest, Joined, RenewRequest, Token, TokenError},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     https::{self, Pin, RequestError, Server, UrlError},
@@ -24,6 +27,8 @@ const RETRY_MIN: Duration = Duration::from_secs(4);
 const RETRY_MAX: Duration = Duration::from_secs(60 * 60);
 /// How often a node that has not joined looks whether it has.
 const JOIN_POLL: Duration = Duration::from_secs(2);
+/// How often a node that has joined looks whether it has joined anew.
+const REJOIN_POLL: Duration = Duration::from_secs(60);
 /// Wall clocks jump: due times are computed anew at least this often.
 const LOOK_AGAIN: Duration = Duration::from_secs(60 * 60);
 
@@ -121,8 +126,8 @@ pub async fn renew(data: &Path, identity: &Identity) -> Result<Identity, JoinErr
     Ok(Identity::store(data, joined, &key, &server)?)
 }
 
-/// Keeps `current` what is stored and good: waits for the node `name` to join, then renews whenever it is
-/// due, until `tasks` are asked to stop.
+/// Keeps `current` what is stored and good: waits for the node `name` to join, notices within a minute when
+/// it has joined anew, and renews whenever it is due, until `tasks` are asked to stop.
 pub async fn keep_current(
     data: Arc<Path>,
     name: Arc<str>,
@@ -139,17 +144,16 @@ pub async fn keep_current(
             // A fleet that was enrolled in one hour does not renew in one minute.
             due => due + jitter(LOOK_AGAIN),
         });
-        tokio::select! {
+        let joined = tokio::select! {
             biased;
             () = stopped.cancelled() => return,
-            () = sleep(wait) => {}
-        }
-        let renewed = match identity {
-            None => joined_meanwhile(&data, &name),
-            Some(identity) if identity.renew_in().is_zero() => {
+            joined = joined_within(wait, &data, &name, identity.as_deref()) => joined,
+        };
+        let renewed = match (joined, identity) {
+            (Ok(None), Some(identity)) if identity.renew_in().is_zero() => {
                 Box::pin(renew(&data, &identity)).await.map(Some)
             }
-            Some(_) => continue,
+            (joined, _) => joined,
         };
         match renewed {
             Ok(Some(identity)) => {
@@ -162,6 +166,31 @@ pub async fn keep_current(
                 tracing::warn!(%error, "no new certificate; trying again later");
                 retry = (retry * 2).min(RETRY_MAX);
             }
+        }
+    }
+}
+
+/// Waits, and meanwhile for another identity than the current one: that of `octobus join`, also `--again`,
+/// whose generation ends this one. Cancel safe.
+async fn joined_within(
+    wait: Duration,
+    data: &Path,
+    name: &str,
+    current: Option<&Identity>,
+) -> Result<Option<Identity>, JoinError> {
+    let until = Instant::now() + wait;
+    loop {
+        sleep_until(until.min(Instant::now() + REJOIN_POLL)).await;
+        let stored = match joined_meanwhile(data, name) {
+            // Renewing stores a good one; until then the one in memory serves.
+            Err(JoinError::Identity(error)) if current.is_some() => {
+                tracing::warn!(%error, "the stored identity cannot be read; going on with the current one");
+                None
+            }
+            stored => stored?.filter(|stored| Some(stored) != current),
+        };
+        if stored.is_some() || Instant::now() >= until {
+            return Ok(stored);
         }
     }
 }
