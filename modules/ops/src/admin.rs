@@ -115,7 +115,8 @@ impl AdminSocket {
                 Ok(is_permitted(&stream, own).then_some(stream))
             }
         };
-        tasks.spawn("admin", crate::http::serve("admin", tasks.clone(), router, CONNECTIONS_MAX, accept));
+        let serving = crate::http::serve("admin", tasks.clone(), router, CONNECTIONS_MAX, None, accept);
+        tasks.spawn("admin", serving);
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use axum::{
@@ -35,6 +36,8 @@ const DURABILITY: &str = "power-loss";
 
 /// Scrapers and probes are few.
 const CONNECTIONS_MAX: usize = 32;
+/// Nobody is known here: a place is held no longer than this.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(30);
 
 /// Writes one component's metrics. Called at each scrape: it reads counters, it does not compute.
 pub type Collect = Arc<dyn Fn(&mut Text) + Send + Sync>;
@@ -159,7 +162,14 @@ pub async fn serve(addr: SocketAddr, exporter: &Exporter, tasks: &Tasks) -> std:
     };
     tasks.spawn(
         "metrics",
-        crate::http::serve("metrics", tasks.clone(), exporter.router(), CONNECTIONS_MAX, accept),
+        crate::http::serve(
+            "metrics",
+            tasks.clone(),
+            exporter.router(),
+            CONNECTIONS_MAX,
+            Some(CONNECTION_LIFETIME),
+            accept,
+        ),
     );
     Ok(bound)
 }
@@ -207,7 +217,7 @@ mod tests {
         assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
         assert!(get(addr, "/healthz").await.ends_with("ok\n"));
         assert!(get(addr, "/nothing").await.starts_with("HTTP/1.1 404"));
-        tasks.drain(std::time::Duration::from_secs(5)).await;
+        tasks.drain(Duration::from_secs(5)).await;
     }
 
     #[tokio::test]
@@ -233,6 +243,6 @@ mod tests {
         let mut rest = Vec::new();
         let ended = stream.read_to_end(&mut rest).await;
         assert!(ended.is_ok(), "{ended:?}");
-        tasks.drain(std::time::Duration::from_secs(5)).await;
+        tasks.drain(Duration::from_secs(5)).await;
     }
 }
