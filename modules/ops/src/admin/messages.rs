@@ -9,7 +9,7 @@ use axum::{
     response::Response,
 };
 use broker::{
-    clock,
+    Handle, clock,
     event::{
         Delivery, Event, OriginFilter, Output, Publish, Reply, RetainedOnSubscribe, Subscription, Target,
     },
@@ -17,6 +17,7 @@ use broker::{
 use bytes::Bytes;
 use codec::{Filter, FrameParts, FrameView, topic::validate_topic};
 use serde::Deserialize;
+use tokio::sync::oneshot;
 
 use super::{
     Admin, Refusal,
@@ -68,13 +69,29 @@ pub(super) async fn publish(
         retain: query.retain,
         reply: None,
     };
-    let mut session = ClientSession::open(&admin.broker).await?;
-    let bytes = message.frame.len();
+    // In a task of its own: a client that hangs up drops this future, but the session must be closed.
+    let (answer, answered) = oneshot::channel();
+    let broker = admin.broker;
+    admin.tasks.spawn("admin publish", async move {
+        // Not sent: the client hung up.
+        drop(answer.send(publish_in_session(&broker, message).await));
+    });
+    answered.await.map_err(|_dropped| stops())??;
+    Ok(Json(serde_json::json!({})))
+}
+
+async fn publish_in_session(broker: &Handle, message: Publish) -> Result<(), Refusal> {
+    let mut session = ClientSession::open(broker).await?;
+    let (qos, bytes) = (message.qos, message.frame.len());
     let published = Event::Published { session: session.id(), messages: vec![message] };
     session.send(published, bytes).await?;
-    let outcome = if query.qos == 0 { Ok(()) } else { acknowledged(&mut session).await };
+    let outcome = if qos == 0 { Ok(()) } else { acknowledged(&mut session).await };
     session.close().await;
-    outcome.map(|()| Json(serde_json::json!({})))
+    outcome
+}
+
+fn stops() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the broker stops")
 }
 
 async fn acknowledged(session: &mut ClientSession) -> Result<(), Refusal> {
@@ -89,7 +106,7 @@ async fn acknowledged(session: &mut ClientSession) -> Result<(), Refusal> {
                         return Err(Refusal::new(StatusCode::CONFLICT, reason.to_string()));
                     }
                     Output::Close(_) => {
-                        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the broker stops"));
+                        return Err(stops());
                     }
                     _ => {}
                 }
@@ -135,15 +152,23 @@ pub(super) async fn subscribe(
         wildcard_matches_dollar: false,
         identifier: 0,
     };
-    let session = ClientSession::open(&admin.broker).await?;
-    let subscribed = Event::Subscribed { session: session.id(), token: 1, subscriptions: vec![subscription] };
-    session.send(subscribed, 0).await?;
-    Ok(stream::ndjson(&admin.tasks, "admin subscribe", |mut lines| async move {
-        let mut session = session;
+    // The session is the task's from its beginning: whenever the client hangs up, the task closes it.
+    let (ready, subscribed) = oneshot::channel();
+    let broker = admin.broker;
+    let answer = stream::ndjson(&admin.tasks, "admin subscribe", |mut lines| async move {
+        let Ok(mut session) = ClientSession::open(&broker).await else { return Ok(()) };
+        let event = Event::Subscribed { session: session.id(), token: 1, subscriptions: vec![subscription] };
+        if session.send(event, 0).await.is_err() {
+            return Ok(());
+        }
+        // Not sent: the client hung up, which `lines` will show.
+        let _hung_up = ready.send(());
         let ended = copy(&mut session, &mut lines).await;
         session.close().await;
         ended
-    }))
+    });
+    subscribed.await.map_err(|_stopped| stops())?;
+    Ok(answer)
 }
 
 async fn copy(session: &mut ClientSession, lines: &mut Lines) -> Result<(), Gone> {
