@@ -184,7 +184,7 @@ async fn a_replaced_node_loses_its_link_and_is_told_why() {
     wait_for_link(&edge, State::Live).await;
 
     hub.join(new.path(), &hub.token("edge-1", true).await).await.unwrap();
-    wait_for_error(&edge, "refused by the hub: the identity of this node has changed").await;
+    wait_for_error(&edge, "refused by the hub: this enrolment was replaced").await;
     stop_edge(edge).await;
     let edge = start_edge(old.path(), &[]).await;
     wait_for_error(&edge, "octobus token create --node edge-1 --replace").await;
