@@ -4,20 +4,20 @@ use std::{fs, time::Duration};
 
 use anyhow::Context;
 
-/// Ticks per second in /proc: part of the kernel's interface, whatever its own rate.
-const USER_HZ: u64 = 100;
-
-/// User and system time used so far by the process and all its threads, to 10 ms.
+/// User and system time used so far by the process and all threads that it has now, as the scheduler counts it:
+/// to the nanosecond, where /proc/PID/stat has ticks of 10 ms.
 ///
 /// # Errors
 /// The process is gone.
 pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read the server's CPU time")?;
-    let after_name = stat.rsplit_once(") ").context("/proc/PID/stat has a name")?.1;
-    let field = |n: usize| after_name.split(' ').nth(n).and_then(|text| text.parse::<u64>().ok());
-    // utime and stime are fields 14 and 15; two stand before the state.
-    let (user, system) = field(11).zip(field(12)).context("/proc/PID/stat has numbers")?;
-    Ok(Duration::from_millis((user + system) * 1000 / USER_HZ))
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).context("list the server's threads")? {
+        // A thread may end between the two looks.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        let on_cpu = text.split(' ').next().context("schedstat has three numbers")?;
+        total += on_cpu.parse::<u64>().context("schedstat has numbers")?;
+    }
+    Ok(Duration::from_nanos(total))
 }
 
 /// Proportional set size in bytes: private memory, and a fair share of what is shared.

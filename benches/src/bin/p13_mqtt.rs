@@ -2,7 +2,7 @@
 //!
 //! One driver for all servers, on processor 1; servers on processor 0. It publishes 256 B in a closed loop: so
 //! many messages may be under way, half of them are sent at a time. A delivery is the operation; the server's CPU
-//! time comes from /proc/PID/stat, and at QoS 1 includes the second after the load, when checkpoints follow.
+//! time is the scheduler's, and at QoS 1 includes the second after the load, when checkpoints follow.
 //!
 //! What an acknowledgement promises differs: `ours` sends PUBACK after the message's journal group was fdatasynced.
 //! mosquitto (persistence off) and rumqttd acknowledge from memory, and so does `ours, mem`: the same broker over
