@@ -277,7 +277,11 @@ impl Core {
         self.now = now;
         self.on_event(event);
         self.settle();
-        actions.append(&mut self.out);
+        if actions.is_empty() {
+            std::mem::swap(actions, &mut self.out);
+        } else {
+            actions.append(&mut self.out);
+        }
     }
 
     /// When [`Event::TimerFired`] is due at the latest.
@@ -416,26 +420,30 @@ impl Core {
 
     /// Puts an output into a session's outbox and charges it.
     fn output(&mut self, session: SessionId, output: Output) {
-        let cost = output.cost();
         match self.sessions.get(&session) {
-            Some(Party::Client(ix)) => {
-                let client = self.clients.get_mut(ix).expect("a session's client exists");
-                client.queued += cost;
-                if client.queued > limits::CLIENT_QUEUE_BYTES_HARD && !client.closing {
-                    client.closing = true;
-                    self.stats.slow_consumers += 1;
-                    self.out
-                        .push(Action::Output { session, output: Output::Close(CloseReason::SlowConsumer) });
-                    return;
-                }
-                if client.closing && !matches!(output, Output::Close(_)) {
-                    return;
-                }
-            }
+            Some(Party::Client(ix)) => self.output_to_client(*ix, session, output),
             Some(Party::Link) => {
-                self.links.get_mut(&session).expect("a session's link exists").queued += cost;
+                let link = self.links.get_mut(&session).expect("a session's link exists");
+                link.queued += output.cost();
+                self.out.push(Action::Output { session, output });
             }
-            None => return,
+            None => {}
+        }
+    }
+
+    /// As [`Self::output`], for whoever knows that the session is this client's.
+    fn output_to_client(&mut self, ix: ClientIx, session: SessionId, output: Output) {
+        let client = self.clients.get_mut(&ix).expect("a session's client exists");
+        client.queued += output.cost();
+        if client.queued > limits::CLIENT_QUEUE_BYTES_HARD && !client.closing {
+            client.closing = true;
+            self.stats.slow_consumers += 1;
+            let output = Output::Close(CloseReason::SlowConsumer);
+            self.out.push(Action::Output { session, output });
+            return;
+        }
+        if client.closing && !matches!(output, Output::Close(_)) {
+            return;
         }
         self.out.push(Action::Output { session, output });
     }

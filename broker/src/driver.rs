@@ -21,9 +21,9 @@ use crate::{
     Tasks, clock,
     core::{
         Config, Core, Latencies,
-        event::{Action, CommandId, Event, Group, Lsn, Now, Response},
+        event::{Action, CommandId, Event, Group, Lsn, Now, Response, SessionId},
     },
-    handle::{Handle, Input, Outboxes},
+    handle::{Filling, Handle, Input, Outboxes},
     limits,
     store::{Recovered, Store, StoreEvent},
 };
@@ -198,6 +198,8 @@ impl<S: Store> Driver<S> {
         let at = Instant::now();
         let outboxes = Arc::clone(&self.outboxes);
         let outboxes = outboxes.lock().expect("no panic under this lock");
+        // Outputs in a row for one session take its lock once.
+        let mut filling: Option<(SessionId, Filling<'_>)> = None;
         for action in self.actions.drain(..) {
             match action {
                 Action::Persist(group) => {
@@ -210,7 +212,12 @@ impl<S: Store> Driver<S> {
                     self.unpersisted.push_back(Handed { group, bytes, at });
                 }
                 Action::Output { session, output } => {
-                    if let Some(outbox) = outboxes.get(&session) {
+                    if filling.as_ref().is_none_or(|(open, _)| *open != session) {
+                        // The one before is closed before the next is opened: one lock at a time.
+                        drop(filling.take());
+                        filling = outboxes.get(&session).map(|outbox| (session, outbox.fill()));
+                    }
+                    if let Some((_, outbox)) = &mut filling {
                         outbox.push(output);
                     }
                 }

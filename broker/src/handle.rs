@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -35,7 +35,7 @@ struct Shared {
 }
 
 /// The senders' side of every session's outbox, shared with the driver.
-pub(crate) type Outboxes = Mutex<HashMap<SessionId, Arc<OutboxShared>>>;
+pub(crate) type Outboxes = Mutex<HashMap<SessionId, Arc<OutboxShared>, foldhash::fast::RandomState>>;
 
 /// What the driver receives.
 #[derive(Debug)]
@@ -121,11 +121,37 @@ pub(crate) struct OutboxShared {
 }
 
 impl OutboxShared {
+    /// Opens the queue for several outputs in a row. The receiver is told when this is dropped.
+    pub(crate) fn fill(&self) -> Filling<'_> {
+        let queue = self.queue.lock().expect("no panic under this lock");
+        let was_empty = queue.is_empty();
+        Filling { queue: Some(queue), was_empty, ready: &self.ready }
+    }
+
+    #[cfg(test)]
     pub(crate) fn push(&self, output: Output) {
-        let mut queue = self.queue.lock().expect("no panic under this lock");
-        queue.push_back(output);
-        if queue.len() == 1 {
-            drop(queue);
+        self.fill().push(output);
+    }
+}
+
+/// An outbox that the driver is filling.
+#[derive(Debug)]
+pub(crate) struct Filling<'a> {
+    queue: Option<MutexGuard<'a, VecDeque<Output>>>,
+    was_empty: bool,
+    ready: &'a Notify,
+}
+
+impl Filling<'_> {
+    pub(crate) fn push(&mut self, output: Output) {
+        self.queue.as_mut().expect("held until dropped").push_back(output);
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        let filled = self.queue.take().is_some_and(|queue| !queue.is_empty());
+        if self.was_empty && filled {
             self.ready.notify_one();
         }
     }

@@ -54,16 +54,15 @@ impl Core {
         if message.frame.len() > limits::FRAME_MAX {
             return Err(PublishRefusal::BadFrame);
         }
-        let frame = message.frame.clone();
-        let view = FrameView::parse(&frame).map_err(|_malformed| PublishRefusal::BadFrame)?;
+        let view = FrameView::parse(&message.frame).map_err(|_malformed| PublishRefusal::BadFrame)?;
         let topic = view.topic();
         self.stats.published[usize::from(message.qos.min(2))] += 1;
-        self.stats.published_bytes += frame.len() as u64;
+        self.stats.published_bytes += message.frame.len() as u64;
         if let Target::Node(node) = &message.target {
             return self.publish_down(node, from, &message);
         }
         if topic.starts_with(request::HOP_PREFIX) {
-            self.answer_hop(topic, &frame);
+            self.answer_hop(topic, &message.frame);
             return self.acknowledge_unlogged(from, &message);
         }
         let inbox = topic.starts_with("_INBOX/");
@@ -102,7 +101,7 @@ impl Core {
             flags = flags.union(Flags::TIME_TRUSTED);
         }
         let publisher = self.mark_of(from);
-        self.append(log, flags, publisher, frame.clone());
+        self.append(log, flags, publisher, message.frame.clone());
         if let Some((session, _)) = from.filter(|_| message.packet_id != 0) {
             let reply = if message.qos == 2 { Reply::PubRec } else { Reply::PubAck };
             self.ledger.after(Effect::Reply(session, reply(message.packet_id)));
@@ -241,9 +240,8 @@ impl Core {
 
     /// Gives a message to everybody who wants it; how many that are.
     pub(super) fn route(&mut self, message: &Message<'_>) -> usize {
-        let own = Arc::clone(&self.own);
         let mut reached = 0;
-        for matched in self.trie.matches(&own, message.origin, message.topic).into_iter().flatten() {
+        for matched in self.trie.matches(&self.own, message.origin, message.topic).into_iter().flatten() {
             for target in &matched.targets {
                 reached += usize::from(self.give(message, target));
             }
@@ -280,6 +278,10 @@ impl Core {
             return true;
         }
         let Some(session) = client.session else { return false };
+        if client.queued >= limits::CLIENT_QUEUE_BYTES {
+            self.stats.drop(DropReason::ClientQueue);
+            return true;
+        }
         let delivery = Delivery {
             frame: message.frame.clone(),
             origin: Arc::clone(message.origin),
@@ -293,12 +295,8 @@ impl Core {
             reply: message.reply.cloned(),
             no_responders: false,
         };
-        if client.queued >= limits::CLIENT_QUEUE_BYTES {
-            self.stats.drop(DropReason::ClientQueue);
-            return true;
-        }
         self.stats.delivered += 1;
-        self.output(session, Output::Deliver(delivery));
+        self.output_to_client(target.client, session, Output::Deliver(delivery));
         true
     }
 

@@ -625,7 +625,6 @@ impl Core {
         if !self.config.exports.has_live(topic) {
             return;
         }
-        let own = Arc::clone(&self.own);
         let mut sent = false;
         for (session, link) in &mut self.links {
             if link.phase != Phase::Established || link.peer.role != Role::Hub {
@@ -636,7 +635,7 @@ impl Core {
                 self.stats.drop(DropReason::LinkQueue);
                 continue;
             }
-            link.push_live(&own, Class::Telemetry, Flags::default(), 0, frame.clone());
+            link.push_live(&self.own, Class::Telemetry, Flags::default(), 0, frame.clone());
             self.pump_links.insert(*session);
         }
         if !sent {

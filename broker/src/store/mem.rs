@@ -250,10 +250,18 @@ impl Log {
     }
 
     fn drop_below(&mut self, first: u64) {
-        self.records.retain(|_, record| {
-            let span = Span::of(record).expect("only Log records and gaps are kept here");
-            !facts::is_dropped(record.header.kind == Kind::GAP, span.last, first)
-        });
+        let dropped: Vec<_> = self
+            .records
+            .range(..=(first, u8::MAX))
+            .filter(|(_, record)| {
+                let span = Span::of(record).expect("only Log records and gaps are kept here");
+                facts::is_dropped(record.header.kind == Kind::GAP, span.last, first)
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in dropped {
+            self.records.remove(&key);
+        }
     }
 
     fn recovered(&self, source: u32) -> LogRecovery {
