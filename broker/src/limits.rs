@@ -38,8 +38,10 @@ pub const SENT_REPORT_BYTES: usize = 16 << 10;
 /// Subscriptions of one client session: each costs a look in the trie, and a durable session is written
 /// whole when one changes.
 pub const CLIENT_SUBSCRIPTIONS_MAX: usize = 16_384;
-/// Frames smaller than this are copied out of a link batch before they are kept.
+/// Frames smaller than this are copied out of the buffer they came in before they are kept for long.
 pub const PARK_COPY_BYTES: usize = BATCH_RAW_MAX / 4;
+/// Deliveries in flight of one client whose frames may share the buffer they came in; later ones are copied.
+pub const INFLIGHT_SHARED: usize = 64;
 /// Recent records of a Log that came over a link, kept in memory.
 pub const IMPORTED_TAIL_BYTES: usize = 64 << 10;
 

@@ -148,7 +148,12 @@ impl Client {
         }
         delivery.packet_id = self.next_packet_id;
         self.next_packet_id = self.next_packet_id.wrapping_add(1);
-        self.hold_as(delivery.packet_id, at, Some(delivery.clone()), delivery.qos, false);
+        let mut held = delivery.clone();
+        if self.inflight.len() >= limits::INFLIGHT_SHARED && held.frame.len() < limits::PARK_COPY_BYTES {
+            // A client that acknowledges nothing must not keep a read buffer for each small frame.
+            held.frame = Bytes::copy_from_slice(&held.frame);
+        }
+        self.hold_as(held.packet_id, at, Some(held), delivery.qos, false);
         delivery
     }
 
