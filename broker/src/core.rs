@@ -11,7 +11,8 @@
 //! | `publish` | a message enters: append, route, forward |
 //! | `client`, `session`, `deliver` | client sessions, their life, their cursors |
 //! | `log`, `space` | the two durable primitives |
-//! | `link`, `replicate` | the session with another broker, and what flows over it |
+//! | `link` | the session with another broker |
+//! | `exports`, `export_log`, `export_state`, `imports` | what flows over it |
 //! | `request` | who waits for which answer |
 //! | `command` | administration and modules |
 //! | `restore` | from what the store recovered |
@@ -20,11 +21,14 @@ mod client;
 mod command;
 mod deliver;
 pub mod event;
+mod export_log;
+mod export_state;
+mod exports;
+mod imports;
 mod ledger;
 mod link;
 mod log;
 mod publish;
-mod replicate;
 mod request;
 mod restore;
 mod session;

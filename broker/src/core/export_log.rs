@@ -1,0 +1,242 @@
+//! A Log on its way to a receiver: where to resume, what to send, when the histories differ.
+
+use codec::{Flags, FrameView, Kind, Record, proto};
+
+use super::{
+    Core, DropReason, Reading,
+    event::{Peer, Role, SessionId},
+    link::{Link, LogExport},
+    log::{self, Log, LogId},
+};
+use crate::{limits, store::SourceKind};
+
+/// Bytes of one read for an export.
+const READ_BYTES: usize = 256 << 10;
+
+impl Core {
+    /// The Logs that this broker sends to a peer.
+    pub(super) fn exported_logs(&self, peer: &Peer) -> impl Iterator<Item = &Log> {
+        let down = (self.config.is_hub() && peer.role == Role::Node).then(|| format!("down/{}", peer.name));
+        let up = !self.config.is_hub() && peer.role == Role::Hub;
+        self.logs.values().filter(move |log| {
+            let is_down = down.as_deref().is_some_and(|down| log.origin.is_empty() && *log.stream == *down);
+            let theirs = is_down || (up && log.origin == self.own);
+            !log.retired && theirs && self.config.exports.has_stream(&log.stream)
+        })
+    }
+
+    pub(super) fn log_offers(&self, peer: &Peer) -> Vec<proto::LogOffer> {
+        self.exported_logs(peer)
+            .map(|log| proto::LogOffer {
+                origin: log.origin.to_string(),
+                stream: log.stream.to_string(),
+                epoch: log.epoch(),
+                first: log.first,
+                next: log.durable_next,
+            })
+            .collect()
+    }
+
+    pub(super) fn begin_log_export(&mut self, session: SessionId, id: LogId, mark: Option<proto::LogMark>) {
+        let link = self.links.get_mut(&session).expect("an established link");
+        let stored = self.marks.get(&(link.receiver().to_owned(), id)).copied();
+        let mut export = LogExport { mark: stored, ..LogExport::default() };
+        let log = &self.logs[&id];
+        let mark = mark.filter(|mark| mark.epoch != 0);
+        match mark {
+            None => {
+                // The receiver has nothing: from the beginning, what policy removed as a gap.
+                export.next = log.epochs.first().map_or(1, |(from, _)| *from).min(log.first);
+                export.epoch = log.epoch_at(export.next);
+                if export.next > 1 {
+                    export.epoch = 0;
+                }
+            }
+            Some(mark) => Self::resume(log, &mut export, mark),
+        }
+        let checking = export.checking.as_ref().map(|mark| mark.mark);
+        let rolled_back = export.next == 0;
+        link.logs.insert(id, export);
+        if let Some(from) = checking {
+            self.read(id, from, 1, Reading::Mark(session, id));
+        } else if rolled_back {
+            self.change_epoch(session, id);
+        }
+        self.pump_links.insert(session);
+    }
+
+    /// Decides where to go on for a receiver with this mark. `next` = 0: the histories differ.
+    fn resume(log: &Log, export: &mut LogExport, mark: proto::LogMark) {
+        let Some(range) = log.epochs.iter().position(|(_, epoch)| *epoch == mark.epoch) else {
+            // An epoch that this Log never had: the receiver's is an older history.
+            export.epoch = 0;
+            export.next = log.first;
+            return;
+        };
+        export.epoch = mark.epoch;
+        if let Some((following, _)) = log.epochs.get(range + 1)
+            && mark.mark >= *following
+        {
+            // The receiver holds what this Log disowned when it began the next epoch.
+            export.next = *following;
+            return;
+        }
+        if mark.mark >= log.durable_next {
+            return; // this store was rolled back
+        }
+        let stored = export.mark.as_ref().filter(|held| held.epoch == mark.epoch && held.mark == mark.mark);
+        let known = stored.map(|held| held.crc).or_else(|| log.crc_at(mark.mark));
+        match known {
+            Some(crc) if crc == mark.crc || crc == 0 || mark.crc == 0 => export.next = mark.mark + 1,
+            Some(_) => {}
+            None if mark.mark < log.first || mark.crc == 0 => export.next = mark.mark + 1,
+            None => {
+                export.next = mark.mark + 1;
+                export.checking = Some(mark);
+            }
+        }
+    }
+
+    pub(super) fn on_mark_read(&mut self, session: SessionId, id: LogId, records: &[Record]) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        let Some(export) = link.logs.get_mut(&id) else { return };
+        let Some(mark) = export.checking.take() else { return };
+        let record =
+            records.first().filter(|found| found.header.seq == mark.mark && found.header.kind == Kind::LOG);
+        if record.is_some_and(|found| crc32c::crc32c(&found.body) != mark.crc) {
+            self.change_epoch(session, id);
+        }
+        self.pump_links.insert(session);
+    }
+
+    /// The receiver's history and this Log's cannot both be true: this store was rolled back, or cloned.
+    /// From the receiver's last mark that this store remembers, everything goes on under a new epoch.
+    fn change_epoch(&mut self, session: SessionId, id: LogId) {
+        let link = self.links.get_mut(&session).expect("an established link");
+        let export = link.logs.get_mut(&id).expect("an export that was just begun");
+        let log = self.logs.get_mut(&id).expect("a Log's id is valid");
+        let from = export.mark.as_ref().map_or(log.first, |mark| mark.mark.saturating_add(1));
+        let from = from.clamp(log.first, log.durable_next);
+        log.epochs.retain(|(start, _)| *start < from);
+        let epoch = rand::Rng::random(&mut self.rng);
+        log.begin_epoch(&mut self.ledger, from, epoch);
+        export.next = from;
+        export.epoch = 0;
+        tracing::warn!(stream = %log.stream, from, "the receiver knows another history of this stream: new epoch");
+        self.stats.gap("epoch_change", 0);
+    }
+
+    pub(super) fn pump_log(&mut self, session: SessionId, id: LogId, budget: &mut usize) {
+        while *budget > 0 {
+            let Some(link) = self.links.get_mut(&session) else { return };
+            let Some(export) = link.logs.get_mut(&id) else { return };
+            let log = &self.logs[&id];
+            let blocked = export.reading || export.checking.is_some();
+            if blocked
+                || export.in_flight_bytes >= limits::LINK_LOG_WINDOW_BYTES
+                || export.next >= log.durable_next
+            {
+                return;
+            }
+            *budget -= 1;
+            let epoch = log.epoch_at(export.next.max(log.first));
+            if epoch != export.epoch {
+                let gap = epoch_change(log, export.next, epoch);
+                export.epoch = epoch;
+                Self::send_log_record(link, log, gap);
+                continue;
+            }
+            if export.next < log.first {
+                let gap = log::gap(log, export.next, log.first - 1, proto::GapReason::DropOldest);
+                Self::send_log_record(link, log, gap);
+                continue;
+            }
+            let Some(record) = log.in_tail(export.next).cloned() else {
+                export.reading = true;
+                let from = export.next;
+                return self.read(id, from, READ_BYTES, Reading::Export(session, id));
+            };
+            self.export_record(session, id, record);
+        }
+    }
+
+    pub(super) fn on_export_read(&mut self, session: SessionId, id: LogId, records: &[Record]) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        let Some(export) = link.logs.get_mut(&id) else { return };
+        export.reading = false;
+        let log = &self.logs[&id];
+        if records.is_empty() && export.next >= log.first {
+            // The store cannot show what the Log says it has: told as what it is.
+            let gap = log::gap(log, export.next, log.durable_next - 1, proto::GapReason::Corruption);
+            tracing::error!(stream = %log.stream, from = export.next, "records of this stream cannot be read");
+            Self::send_log_record(link, log, gap);
+        }
+        for record in records {
+            let Some(export) = self.links[&session].logs.get(&id) else { return };
+            let log = &self.logs[&id];
+            let seq = record.header.seq;
+            let crossing = log.epoch_at(seq) != export.epoch;
+            if crossing || export.in_flight_bytes >= limits::LINK_LOG_WINDOW_BYTES {
+                break;
+            }
+            if seq < export.next {
+                continue;
+            }
+            let (from, _) = log::range_of(record);
+            if from > export.next {
+                let hole = log::gap(log, export.next, from - 1, proto::GapReason::Corruption);
+                self.export_record(session, id, hole);
+            }
+            self.export_record(session, id, record.clone());
+        }
+        self.pump_links.insert(session);
+    }
+
+    fn export_record(&mut self, session: SessionId, id: LogId, record: Record) {
+        let log = &self.logs[&id];
+        let mut record = record;
+        let down = log.origin.is_empty();
+        if record.header.kind == Kind::LOG
+            && let Ok(view) = FrameView::parse(&record.body)
+            && self.has_expired(&view, if down { self.config.down_ttl.as_secs() } else { 0 })
+        {
+            let seq = record.header.seq;
+            record = log::gap(log, seq, seq, proto::GapReason::Expired);
+            self.stats.drop(DropReason::Expired);
+        }
+        record.header.epoch = log.epoch_at(record.header.seq);
+        record.header.flags = Flags(record.header.flags.0 & !Flags::IMPORTED.0);
+        let link = self.links.get_mut(&session).expect("an established link");
+        Self::send_log_record(link, log, record);
+    }
+
+    /// Puts a record or gap of a Log on the link and accounts for it.
+    fn send_log_record(link: &mut Link, log: &Log, mut record: Record) {
+        let mut number = link.logs[&log.id].number;
+        if number == 0 {
+            number = link.declare(&log.origin, SourceKind::Log, &log.stream, log.class);
+        }
+        let export = link.logs.get_mut(&log.id).expect("looked at it");
+        export.number = number;
+        export.next = record.header.seq + 1;
+        export.in_flight.push_back((record.header.seq, record.wire_len()));
+        export.in_flight_bytes += record.wire_len();
+        record.header.source = number;
+        record.header.aux = 0;
+        link.push(log.class, record);
+    }
+}
+
+fn epoch_change(log: &Log, next: u64, new_epoch: u64) -> Record {
+    let gap = proto::Gap {
+        from: next,
+        to: next - 1,
+        count: 0,
+        reason: proto::GapReason::EpochChange as i32,
+        new_epoch,
+    };
+    let mut record = log::gap(log, next, next - 1, proto::GapReason::EpochChange);
+    record.header.epoch = new_epoch;
+    record.body = codec::encode(&gap);
+    record
+}
