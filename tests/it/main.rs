@@ -9,6 +9,7 @@ mod hostile_bytes;
 mod mqtt_sessions;
 mod names_survive;
 mod nothing_acknowledged_is_lost;
+mod nothing_grows;
 mod operations;
 mod the_harness_itself;
 mod two_machines;
