@@ -5,6 +5,7 @@
 
 mod a_node_stays_in_its_subtree;
 mod first_five_minutes;
+mod histories_do_not_mix;
 mod hostile_bytes;
 mod mqtt_sessions;
 mod names_survive;
