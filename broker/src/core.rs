@@ -11,6 +11,7 @@
 //! | `publish` | a message enters: append, route, forward |
 //! | `client`, `session`, `deliver` | client sessions, their life, their cursors |
 //! | `log`, `space` | the two durable primitives |
+//! | `watch`, `collect` | who is told of changes of State; which tombstones go |
 //! | `link` | the session with another broker |
 //! | `exports`, `export_log`, `export_state`, `imports` | what flows over it |
 //! | `request` | who waits for which answer |
@@ -18,6 +19,7 @@
 //! | `restore` | from what the store recovered |
 
 mod client;
+mod collect;
 mod command;
 mod deliver;
 pub mod event;
@@ -33,8 +35,11 @@ mod request;
 mod restore;
 mod session;
 mod space;
+#[cfg(test)]
+mod state_tests;
 mod stats;
 mod trie;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -45,7 +50,6 @@ use std::{
 use codec::{Class, Filter, Kind, Record, RecordHeader, proto};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-pub use self::stats::{DropReason, Latencies, Stats};
 use self::{
     client::{Client, ClientIx},
     event::{
@@ -56,8 +60,13 @@ use self::{
     link::{Claim, Link},
     log::{Log, LogId},
     request::Requests,
-    space::Space,
+    space::{Space, Window},
     trie::Trie,
+    watch::{Watch, WatchId},
+};
+pub use self::{
+    space::WindowBounds,
+    stats::{DropReason, Latencies, Stats},
 };
 use crate::{
     limits,
@@ -85,6 +94,10 @@ pub struct Config {
     pub exports: Exchange,
     /// What is taken from links. What is not stays with its sender, unacknowledged.
     pub imports: Exchange,
+    /// Spaces of State that keep a change window.
+    pub windows: Vec<(Arc<str>, WindowBounds)>,
+    /// How long a tombstone is kept at least.
+    pub tombstone_age: Duration,
     /// How long a message of a Log `down/<n>` waits for its node.
     pub down_ttl: Duration,
     /// How long an instance keeps its name after its last link.
@@ -159,6 +172,8 @@ impl Config {
             },
             exports: Exchange::everything(),
             imports: Exchange::everything(),
+            windows: vec![("k8s".into(), WindowBounds::DEFAULT)],
+            tombstone_age: Duration::from_mins(10),
             down_ttl: Duration::from_hours(24),
             duplicate_hold: Duration::from_mins(1),
             seed,
@@ -209,6 +224,8 @@ enum Timer {
     Expire(ClientIx),
     /// A will is published, unless its session came back.
     Will(ClientIx, u64),
+    /// Tombstones that nobody needs are forgotten.
+    Tombstones,
     /// Requests that nobody answered are forgotten.
     Requests,
     /// A condition ends unless it was renewed.
@@ -231,6 +248,9 @@ pub struct Core {
     log_names: BTreeMap<(Origin, Arc<str>), LogId>,
     spaces: Vec<Space>,
     space_names: BTreeMap<(Origin, Arc<str>), usize>,
+    watches: BTreeMap<WatchId, Watch>,
+    /// A look through the tombstones is due.
+    collecting: bool,
     /// Incarnation of the spaces that this broker owns.
     incarnation: u64,
 
@@ -362,7 +382,10 @@ impl Core {
                 Effect::Output(session, output) => self.output(session, output),
                 Effect::LogDurable { log, seq } => self.on_log_durable(log, seq),
                 Effect::StateDurable { space, key, version } => self.on_state_durable(space, &key, version),
-                Effect::BarrierDurable { space, pair } => self.spaces[space].passed(pair),
+                Effect::BarrierDurable { space, pair } => {
+                    self.spaces[space].passed(pair);
+                    self.pump_watches_of(space);
+                }
                 Effect::LinkAck { session, source } => self.on_import_durable(session, source),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
             }
@@ -411,6 +434,7 @@ impl Core {
                 Timer::WriteCursors => self.write_cursors(),
                 Timer::Expire(client) => self.on_expiry_due(client),
                 Timer::Will(client, visits) => self.on_will_due(client, visits),
+                Timer::Tombstones => self.collect_tombstones(),
                 Timer::Requests => self.forget_requests(),
                 Timer::Condition(kind, subject, since_us) => {
                     let key = (kind, subject);
@@ -459,6 +483,7 @@ impl Core {
                 let client = self.clients.get_mut(&ix).expect("a session's client exists");
                 client.queued = client.queued.saturating_sub(bytes);
                 self.wake_client(ix);
+                self.wake_watches(session);
             }
             Some(Party::Link) => {
                 let link = self.links.get_mut(&session).expect("a session's link exists");
@@ -526,10 +551,13 @@ impl Core {
     fn add_space(&mut self, source: &Source) -> usize {
         let index = self.spaces.len();
         let owned = source.origin == self.own;
-        let mut space = Space::new(source.number, index, &source.origin, &source.name, source.class, owned);
+        let mut space = Space::new(source, index, owned);
         if owned {
             space.at = (self.incarnation, 0);
+            space.horizon.listed = self.incarnation;
         }
+        let window = self.config.windows.iter().find(|(name, _)| *name == source.name);
+        space.window = window.map(|(_, bounds)| Window::new(*bounds, 0));
         self.spaces.push(space);
         self.space_names.insert((Arc::clone(&source.origin), Arc::clone(&source.name)), index);
         index

@@ -45,6 +45,23 @@ pub const INFLIGHT_SHARED: usize = 64;
 /// Recent records of a Log that came over a link, kept in memory.
 pub const IMPORTED_TAIL_BYTES: usize = 64 << 10;
 
+/// Tombstones of a space beyond which the oldest are forgotten, whoever has not seen them.
+pub const TOMBSTONES_MAX: usize = 16_384;
+/// Tombstones of a space that one turn forgets.
+pub const TOMBSTONES_FORGOTTEN: usize = 2_048;
+/// Largest value of a State entry that a command writes: an API object of 1.5 MiB, with room.
+pub const STATE_VALUE_MAX: usize = FRAME_MAX - (64 << 10);
+/// Operations of one State write.
+pub const STATE_OPS_MAX: usize = 1_024;
+/// Bytes of keys and values of one State write: it is one journal group.
+pub const STATE_WRITE_BYTES_MAX: usize = 4 << 20;
+/// Entries of one page of a list of State.
+pub const STATE_LIST_MAX: usize = 10_000;
+/// Bytes of keys and frames of one page, if it has more than one entry.
+pub const STATE_LIST_BYTES_MAX: usize = 4 << 20;
+/// Watches of one session, and prefixes of one watch.
+pub const WATCHES_MAX: usize = 64;
+
 /// Acknowledged seqs above a cursor's low-water mark.
 pub const CURSOR_ACKED_MAX: usize = 4096;
 /// Requests forwarded to a node and not yet answered.

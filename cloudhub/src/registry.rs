@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use broker::{
     Handle, Stopped,
-    event::{Command, Expect, Response, StateEntry, StateOp},
+    event::{Command, Expect, Response, StateChange, StateEntry, StateOp},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -120,9 +120,10 @@ impl Registry {
             prefix: TOKEN.to_owned(),
             after: after.map(token_key),
             limit,
+            at: None,
         };
         let entries = match self.handle.call(command).await? {
-            Response::Entries(entries) => entries,
+            Response::Entries { entries, .. } => entries,
             other => return Err(unexpected(other)),
         };
         let token = |entry: &StateEntry| {
@@ -138,7 +139,7 @@ impl Registry {
     /// See [`RegistryError`].
     pub async fn write(&self, ops: Vec<StateOp>) -> Result<Result<(), Conflict>, RegistryError> {
         match self.handle.call(Command::StateWrite(ops)).await? {
-            Response::Written(_revision) => Ok(Ok(())),
+            Response::Written(_revisions) => Ok(Ok(())),
             Response::Conflict { .. } => Ok(Err(Conflict)),
             other => Err(unexpected(other)),
         }
@@ -168,12 +169,13 @@ impl Registry {
     /// Deletes `token/<id>`, as part of a [`write`](Self::write).
     #[must_use]
     pub fn delete_token(&self, id: &str, expect: Expect) -> StateOp {
-        StateOp { space: Arc::clone(&self.space), key: token_key(id), value: None, expect }
+        StateOp { space: Arc::clone(&self.space), key: token_key(id), change: StateChange::Delete, expect }
     }
 
     fn put(&self, key: String, value: &impl Serialize, expect: Expect) -> StateOp {
         let value = serde_json::to_vec(value).expect("these structs have string keys and no maps");
-        StateOp { space: Arc::clone(&self.space), key, value: Some(Bytes::from(value)), expect }
+        let change = StateChange::Put(Bytes::from(value));
+        StateOp { space: Arc::clone(&self.space), key, change, expect }
     }
 
     async fn get<T: DeserializeOwned>(&self, key: String) -> Result<Option<Versioned<T>>, RegistryError> {

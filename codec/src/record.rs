@@ -33,6 +33,9 @@ impl Kind {
     pub const CONTROL: Self = Self(7);
     /// Binds a source number. Body: `proto::Declare`.
     pub const DECLARE: Self = Self(8);
+    /// Everything of a source that concerns this receiver, up to the pair in the header, stands before this
+    /// record. Empty body.
+    pub const SYNCED: Self = Self(9);
     /// Journal only, body `proto::Local`, value `proto::Cursor`.
     pub const CURSOR: Self = Self(16);
     /// Journal only, body `proto::Local`, value `proto::ClientSession`.
@@ -46,6 +49,9 @@ impl Kind {
     pub const TABLE: Self = Self(20);
     /// Journal only, body `proto::Local`: a small fact of the store itself (instance, incarnation, clock).
     pub const META: Self = Self(21);
+    /// Journal only, body `proto::Local` without a value: the State entry of this key of `source` is no longer
+    /// kept, not even as a tombstone.
+    pub const FORGET: Self = Self(22);
 
     /// Kinds of 16 and above never cross a link.
     #[must_use]
@@ -56,7 +62,7 @@ impl Kind {
     /// True if this version gives the kind a meaning.
     #[must_use]
     pub const fn is_known(self) -> bool {
-        matches!(self, Self(1..=8 | 16..=21))
+        matches!(self, Self(1..=9 | 16..=22))
     }
 }
 
@@ -124,6 +130,8 @@ impl Flags {
     pub const QOS1: Self = Self(64);
     /// Published with the retain flag, for subscribers that want to see it as published.
     pub const RETAIN: Self = Self(32);
+    /// On a tombstone: the entry left this receiver's scope and may come back as it was, at the same revision.
+    pub const UNLISTED: Self = Self(128);
 
     /// True if every bit of `other` is set.
     #[must_use]
@@ -316,6 +324,6 @@ mod tests {
     fn kinds_from_16_on_are_of_one_store() {
         assert!(Kind::DECLARE.is_known() && !Kind::DECLARE.is_journal_only());
         assert!(Kind::META.is_known() && Kind::CURSOR.is_journal_only());
-        assert!(!Kind(0).is_known() && !Kind(9).is_known() && !Kind(15).is_journal_only());
+        assert!(!Kind(0).is_known() && !Kind(10).is_known() && !Kind(15).is_journal_only());
     }
 }

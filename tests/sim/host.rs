@@ -335,7 +335,9 @@ impl Host {
                 session,
                 origin: origin.into(),
                 space: space.into(),
-                prefix: String::new(),
+                prefixes: vec![String::new()],
+                from: None,
+                with_previous: false,
             },
         );
     }

@@ -45,7 +45,7 @@ impl Oracle {
 
     /// A watcher at the hub saw an entry of a node: its pair never decreases.
     pub(crate) fn watched(&mut self, node: &str, event: &StateEvent) {
-        if let StateEvent::Put(entry) = event {
+        if let StateEvent::Put { entry, .. } = event {
             let pair = (entry.incarnation, entry.revision);
             let held = self.pairs.entry((node.to_owned(), entry.key.clone())).or_insert(pair);
             assert!(*held <= pair, "{node} {} went back from {held:?} to {pair:?}", entry.key);

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use broker::core::{
     Config,
     event::{
-        Command, Condition, Event, Expect, Front, OriginFilter, Peer, Response, Role, SessionId, StateOp,
-        Target,
+        Command, Condition, Event, Expect, Front, OriginFilter, Peer, Response, Role, SessionId, StateChange,
+        StateOp, Target,
     },
 };
 use codec::{Class, Flags, Kind, Record, RecordHeader, frame::FrameParts, proto};
@@ -41,7 +41,7 @@ impl Pair {
         let op = StateOp {
             space: "sys".into(),
             key: format!("identity/{node}"),
-            value: Some(bytes::Bytes::from_static(b"{}")),
+            change: StateChange::Put(bytes::Bytes::from_static(b"{}")),
             expect: Expect::Absent,
         };
         self.hub.command(self.now, Command::StateWrite(vec![op]));
@@ -135,9 +135,10 @@ impl Pair {
             prefix: String::new(),
             after: None,
             limit: 100,
+            at: None,
         };
         match self.hub.ask(self.now, list) {
-            Response::Entries(entries) => {
+            Response::Entries { entries, .. } => {
                 entries.iter().map(|entry| String::from_utf8_lossy(&entry.value()).into_owned()).collect()
             }
             other => panic!("entries, not {other:?}"),

@@ -66,7 +66,7 @@ impl World {
         let enrol = NODES.map(|node| broker::core::event::StateOp {
             space: "sys".into(),
             key: format!("identity/{node}"),
-            value: Some(bytes::Bytes::from_static(b"{}")),
+            change: broker::core::event::StateChange::Put(bytes::Bytes::from_static(b"{}")),
             expect: broker::core::event::Expect::Absent,
         });
         world.hosts[HUB].command(now, Command::StateWrite(enrol.to_vec()));
@@ -340,7 +340,7 @@ impl World {
             }
             Out::Watched(event) => {
                 // Keys carry no node: the payload does.
-                if let broker::core::event::StateEvent::Put(entry) = &event {
+                if let broker::core::event::StateEvent::Put { entry, .. } = &event {
                     let value = String::from_utf8_lossy(&entry.value()).into_owned();
                     let node = value.split(':').next().expect("tags are node:topic#number").to_owned();
                     self.oracle.watched(&node, &event);
@@ -380,9 +380,10 @@ impl World {
             prefix: String::new(),
             after: None,
             limit: 1000,
+            at: None,
         };
         let now = self.now;
-        let Response::Entries(entries) = self.hosts[host].ask(now, command) else { panic!("entries") };
+        let Response::Entries { entries, .. } = self.hosts[host].ask(now, command) else { panic!("entries") };
         entries.into_iter().map(|entry| (entry.key, entry.incarnation, entry.revision)).collect()
     }
 }

@@ -1,21 +1,19 @@
 //! Administration and modules.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use codec::Record;
 
 use super::{
     Core, Party, Reading,
     event::{
-        CloseReason, Command, CommandId, LogInfo, Origin, Output, Response, SessionInfo, StateEvent, StateOp,
+        CloseReason, Command, CommandId, LogInfo, Origin, Output, Response, SessionInfo, StateChange, StateOp,
     },
     ledger::Effect,
     link::Phase,
     log::{Log, LogId},
 };
-
-/// Entries of one StateList.
-const LIST_MAX: usize = 10_000;
+use crate::limits;
 
 impl Core {
     pub(super) fn on_command(&mut self, command: Command, id: CommandId) {
@@ -24,17 +22,16 @@ impl Core {
                 let space = self.existing_space(&origin, &space);
                 Response::Entry(space.and_then(|index| self.spaces[index].get(&key)))
             }
-            Command::StateList { origin, space, prefix, after, limit } => {
-                let space = self.existing_space(&origin, &space);
-                let list = |index: usize| {
-                    self.spaces[index].list(&prefix, after.as_deref()).take(limit.min(LIST_MAX)).collect()
-                };
-                Response::Entries(space.map(list).unwrap_or_default())
+            Command::StateList { origin, space, prefix, after, limit, at } => {
+                self.list_state(&origin, &space, &prefix, after.as_deref(), limit, at)
             }
-            Command::StateWrite(ops) => return self.write_state(ops, id),
-            Command::StateWatch { session, origin, space, prefix } => {
-                self.watch_state(session, &origin, &space, &prefix)
-            }
+            Command::StateWrite(ops) => match self.write_state(&ops) {
+                Ok(revisions) => {
+                    return self.ledger.after(Effect::Respond(id, Response::Written(revisions)));
+                }
+                Err(response) => response,
+            },
+            Command::StateWatch { .. } => self.on_state_watch(command),
             Command::LogList { origin } => Response::Logs(self.list_logs(origin.as_ref())),
             Command::LogRead { origin, stream, epoch, from, bytes_max } => {
                 return match self.history(&origin, &stream, epoch) {
@@ -64,55 +61,34 @@ impl Core {
         self.out.push(super::Action::Respond { id, response });
     }
 
-    fn existing_space(&self, origin: &Origin, space: &Arc<str>) -> Option<usize> {
+    pub(super) fn existing_space(&self, origin: &Origin, space: &Arc<str>) -> Option<usize> {
         self.space_names.get(&(Arc::clone(origin), Arc::clone(space))).copied()
     }
 
-    /// All or none: every expectation is checked before the first write.
-    fn write_state(&mut self, ops: Vec<StateOp>, id: CommandId) {
-        let own = Arc::clone(&self.own);
+    /// All or none: everything is checked before the first write.
+    fn write_state(&mut self, ops: &[StateOp]) -> Result<Vec<u64>, Response> {
         if self.refusing {
-            let response = Response::Refused("the store takes no writes now".to_owned());
-            return self.out.push(super::Action::Respond { id, response });
+            return Err(Response::Refused("the store takes no writes now".to_owned()));
         }
+        check_form(ops).map_err(Response::Refused)?;
+        let own = Arc::clone(&self.own);
         for (index, op) in ops.iter().enumerate() {
             let space = self.space_of(&own, &op.space);
-            if let Err(found) = self.spaces[space].check(&op.key, op.expect) {
-                let response = Response::Conflict { index, found };
-                return self.out.push(super::Action::Respond { id, response });
-            }
+            self.spaces[space]
+                .check(&op.key, op.expect)
+                .map_err(|found| Response::Conflict { index, found })?;
         }
-        let mut revision = 0;
-        for op in &ops {
+        let now = self.now;
+        let write = |op: &StateOp| {
             let space = self.space_of(&own, &op.space);
-            let (now, ledger) = (self.now, &mut self.ledger);
-            self.spaces[space].write(ledger, now, &op.key, op.value.as_deref());
-            revision = self.spaces[space].at.1;
-        }
-        self.ledger.after(Effect::Respond(id, Response::Written(revision)));
-    }
-
-    fn watch_state(
-        &mut self,
-        session: super::SessionId,
-        origin: &Origin,
-        space: &Arc<str>,
-        prefix: &str,
-    ) -> Response {
-        if !self.sessions.contains_key(&session) {
-            return Response::Refused("no such session".to_owned());
-        }
-        let Some(index) = self.existing_space(origin, space) else {
-            return Response::Refused(format!("no space {space} of {origin:?}"));
+            let (space, ledger) = (&mut self.spaces[space], &mut self.ledger);
+            match &op.change {
+                StateChange::Put(value) => space.write(ledger, now, &op.key, Some(value)),
+                StateChange::Delete => space.write(ledger, now, &op.key, None),
+                StateChange::Check => 0,
+            }
         };
-        let entries: Vec<_> = self.spaces[index].list(prefix, None).collect();
-        for entry in entries {
-            self.output(session, Output::State(StateEvent::Put(entry)));
-        }
-        let revision = self.spaces[index].at.1;
-        self.output(session, Output::State(StateEvent::Synced { revision }));
-        self.spaces[index].watchers.insert((session, prefix.into()));
-        Response::Done
+        Ok(ops.iter().map(write).collect())
     }
 
     fn list_logs(&self, origin: Option<&Origin>) -> Vec<LogInfo> {
@@ -235,4 +211,30 @@ impl Core {
         }
         self.ledger.after(Effect::Respond(id, Response::Done));
     }
+}
+
+/// What a write must be, whatever is stored.
+fn check_form(ops: &[StateOp]) -> Result<(), String> {
+    if ops.len() > limits::STATE_OPS_MAX {
+        return Err(format!("more than {} operations in one write", limits::STATE_OPS_MAX));
+    }
+    let mut bytes = 0;
+    let mut keys = BTreeSet::new();
+    for op in ops {
+        codec::topic::validate_topic(&op.key).map_err(|error| format!("key {:?}: {error}", op.key))?;
+        if !keys.insert((&op.space, &op.key)) {
+            return Err(format!("key {:?} stands twice in one write", op.key));
+        }
+        bytes += op.key.len();
+        if let StateChange::Put(value) = &op.change {
+            if value.len() > limits::STATE_VALUE_MAX {
+                return Err(format!("key {:?}: more than {} bytes", op.key, limits::STATE_VALUE_MAX));
+            }
+            bytes += value.len();
+        }
+    }
+    if bytes > limits::STATE_WRITE_BYTES_MAX {
+        return Err(format!("more than {} bytes in one write", limits::STATE_WRITE_BYTES_MAX));
+    }
+    Ok(())
 }

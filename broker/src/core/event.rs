@@ -408,14 +408,35 @@ pub enum Role {
 /// Administration and modules.
 #[derive(Debug)]
 pub enum Command {
-    /// Read one key.
+    /// Read one key, as far as it is durable.
     StateGet { origin: Origin, space: Arc<str>, key: String },
-    /// List keys by prefix, in order, starting after `after`, at most `limit`.
-    StateList { origin: Origin, space: Arc<str>, prefix: String, after: Option<String>, limit: usize },
-    /// Write keys of spaces this broker owns, all or none, in one group. Answered once durable.
+    /// List keys by prefix, in order, starting after `after`, at most `limit`; as they are durable now, or
+    /// were at a revision that the space's change window reaches ([`Response::TooOld`] if it does not). A
+    /// further page of the same list asks for the revision of the first.
+    StateList {
+        origin: Origin,
+        space: Arc<str>,
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+        at: Option<u64>,
+    },
+    /// Write keys of spaces this broker owns, all or none, in one group. Answered once durable. No key may
+    /// stand there twice.
     StateWrite(Vec<StateOp>),
-    /// Send [`Output::State`] to this session: all that match now, `Synced`, then changes.
-    StateWatch { session: SessionId, origin: Origin, space: Arc<str>, prefix: String },
+    /// Send [`Output::State`] to this session: all that match now, `Synced`, then changes; or changes alone,
+    /// beginning with revision `from`. A watch that falls behind what is known ends with
+    /// [`StateEvent::TooOld`].
+    StateWatch {
+        session: SessionId,
+        origin: Origin,
+        space: Arc<str>,
+        /// Keys that begin with any of them.
+        prefixes: Vec<String>,
+        from: Option<u64>,
+        /// Show with each change what was there before: only with a change window.
+        with_previous: bool,
+    },
     /// Which Logs there are; older histories of a stream stand before its current one.
     LogList { origin: Option<Origin> },
     /// Read a Log: the history that had this epoch, or the current one.
@@ -441,10 +462,21 @@ pub struct StateOp {
     pub space: Arc<str>,
     /// The key; a topic by form.
     pub key: String,
-    /// The new value, or `None` to delete.
-    pub value: Option<Bytes>,
+    /// What to do with it.
+    pub change: StateChange,
     /// What must hold for the whole write to happen.
     pub expect: Expect,
+}
+
+/// What a [`StateOp`] does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateChange {
+    /// Set the value.
+    Put(Bytes),
+    /// Delete the key. Of a key that is not there: nothing.
+    Delete,
+    /// Nothing: only what is expected must hold.
+    Check,
 }
 
 /// Condition of a compare-and-set.
@@ -463,10 +495,13 @@ pub enum Expect {
 pub enum Response {
     /// StateGet.
     Entry(Option<StateEntry>),
-    /// StateList.
-    Entries(Vec<StateEntry>),
-    /// StateWrite: the revision of the last op.
-    Written(u64),
+    /// StateList: a page, the local revision at which it is the truth, and whether more follows.
+    Entries { entries: Vec<StateEntry>, revision: u64, more: bool },
+    /// StateList, StateWatch: what is asked for is no longer known, or not yet. The oldest revision that can
+    /// be listed, or watched from.
+    TooOld { oldest: u64 },
+    /// StateWrite: the revision of each op in order; 0 of one that changed nothing.
+    Written(Vec<u64>),
     /// StateWrite: the op at `index` found another revision (0 = absent); nothing was written.
     Conflict { index: usize, found: u64 },
     /// LogList.
@@ -496,11 +531,17 @@ pub struct StateEntry {
     pub incarnation: u64,
     /// Origin revision.
     pub revision: u64,
+    /// Local revision: lists and watches count in it. Of an owned space it is the origin revision.
+    pub local: u64,
     /// Wall time of the change, microseconds.
     pub time_us: u64,
 }
 
 impl StateEntry {
+    fn cost(&self) -> usize {
+        self.key.len() + self.frame.len()
+    }
+
     /// The value, without copying.
     #[must_use]
     pub fn value(&self) -> Bytes {
@@ -512,20 +553,25 @@ impl StateEntry {
 /// What a State watcher sees.
 #[derive(Debug, Clone)]
 pub enum StateEvent {
-    /// A key has this value now.
-    Put(StateEntry),
+    /// A key has this value now; with what it had before, if that was asked for and there was anything.
+    Put { entry: StateEntry, previous: Option<Box<StateEntry>> },
     /// A key is gone.
-    Deleted { key: String, revision: u64 },
-    /// Everything that existed at this revision has been sent.
+    Deleted { key: String, revision: u64, local: u64, previous: Option<Box<StateEntry>> },
+    /// Everything that existed at this local revision has been sent, and the space is complete: its owner
+    /// has listed its source, and nothing that concerns this broker is on the way. Only now may a reader
+    /// conclude anything from an absence.
     Synced { revision: u64 },
+    /// The watch fell behind what is known and has ended: list again. `oldest` is the first revision that
+    /// can be watched from.
+    TooOld { oldest: u64 },
 }
 
 impl StateEvent {
     fn cost(&self) -> usize {
         match self {
-            Self::Put(entry) => entry.key.len() + entry.frame.len(),
-            Self::Deleted { key, .. } => key.len(),
-            Self::Synced { .. } => 0,
+            Self::Put { entry, previous } => entry.cost() + previous.as_ref().map_or(0, |was| was.cost()),
+            Self::Deleted { key, previous, .. } => key.len() + previous.as_ref().map_or(0, |was| was.cost()),
+            Self::Synced { .. } | Self::TooOld { .. } => 0,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! A space of State on its way to a receiver: what changed since its position, then the barrier.
 
+use std::sync::Arc;
+
 use codec::{Class, Flags, Kind, Record, RecordHeader, proto};
 
 use super::{
     Core,
-    event::{Output, Peer, Role, SessionId},
+    event::{Peer, Role, SessionId},
     link::StateExport,
     space::{Pair, Version},
 };
@@ -35,8 +37,12 @@ impl Core {
     }
 
     pub(super) fn begin_state_export(&mut self, session: SessionId, index: usize, position: Pair) {
-        if position > self.spaces[index].at {
-            // No honest receiver is ahead of the owner: this store was rolled back, or is a copy.
+        let space = &self.spaces[index];
+        // No honest receiver is ahead of the owner: this store was rolled back, or is a copy.
+        let ahead = position > space.at;
+        // It may hold what was deleted so long ago that no tombstone is left to tell it.
+        let behind = position.0 == space.at.0 && position.1 > 0 && position < space.horizon.pair;
+        if ahead || behind {
             self.mint_above(position.0);
         }
         let space = &self.spaces[index];
@@ -48,6 +54,8 @@ impl Core {
             in_flight_bytes: 0,
             // Owed at every start: the one of an earlier session may never have arrived.
             barrier: Some(space.at),
+            mark: position,
+            mark_is_new: false,
         };
         let link = self.links.get_mut(&session).expect("an established link");
         link.spaces.insert(index, export);
@@ -63,8 +71,9 @@ impl Core {
                 return;
             }
             *budget -= 1;
-            let (pair, mut record) = match space.change_after(export.position) {
-                Some(change) => change,
+            let change = space.change_after(space.local_of(export.position));
+            let (pair, mut record) = match change {
+                Some((_, version)) => (version.pair, space.record_of(version)),
                 None => match export.barrier.take_if(|at| *at <= space.durable || at.1 == 0) {
                     Some(_) => (export.position, barrier(space.class, export.position)),
                     None => return,
@@ -86,18 +95,14 @@ impl Core {
     }
 
     /// A State change is durable: watchers see it, links send it.
-    pub(super) fn on_state_durable(&mut self, index: usize, key: &str, version: Version) {
-        let space = &mut self.spaces[index];
-        let event = space.persisted(key, version);
-        let watching: Vec<SessionId> = space
-            .watchers
-            .iter()
-            .filter(|(_, prefix)| key.starts_with(&**prefix))
-            .map(|(session, _)| *session)
-            .collect();
-        for session in watching {
-            self.output(session, Output::State(event.clone()));
+    pub(super) fn on_state_durable(&mut self, index: usize, key: &Arc<str>, version: Version) {
+        let mono = self.now.mono;
+        let tombstone = version.tombstone;
+        self.spaces[index].persisted(key, version, mono);
+        if tombstone {
+            self.on_tombstone(index);
         }
+        self.pump_watches_of(index);
         if self.spaces[index].owned && !self.config.is_hub() {
             self.pump_links.extend(self.links.keys());
         }

@@ -118,6 +118,8 @@ impl Core {
                     let (_, bytes) = export.in_flight.pop_front().expect("looked at the front");
                     export.in_flight_bytes -= bytes;
                 }
+                export.mark = (at.epoch, at.seq);
+                export.mark_is_new = true;
             }
         }
         self.pump_links.insert(session);
@@ -135,6 +137,9 @@ impl Core {
             for export in link.logs.values_mut() {
                 export.mark_is_new = false;
             }
+            for export in link.spaces.values_mut() {
+                export.mark_is_new = false;
+            }
         }
     }
 
@@ -144,6 +149,14 @@ impl Core {
             let value = codec::encode(mark);
             self.ledger.write_local(Kind::MARK, mark_key(link.receiver(), *id), Some(value));
             self.marks.insert((link.receiver().to_owned(), *id), *mark);
+        }
+        for (index, export) in link.spaces.iter().filter(|(_, export)| export.mark_is_new) {
+            // Of a space: up to where its receiver needs no tombstones.
+            let source = self.spaces[*index].source;
+            let mark = proto::Mark { epoch: export.mark.0, mark: export.mark.1, crc: 0 };
+            let key = mark_key(link.receiver(), source);
+            self.ledger.write_local(Kind::MARK, key, Some(codec::encode(&mark)));
+            self.marks.insert((link.receiver().to_owned(), source), mark);
         }
     }
 

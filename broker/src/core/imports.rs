@@ -40,8 +40,8 @@ impl Core {
             .map(|space| proto::StatePosition {
                 origin: space.origin.to_string(),
                 space: space.name.to_string(),
-                incarnation: space.durable.0,
-                revision: space.durable.1,
+                incarnation: space.position().0,
+                revision: space.position().1,
             })
             .collect()
     }

@@ -3,7 +3,7 @@
 //! Everything that must survive goes through [`Ledger::write`]; everything that may only be said once it
 //! has survived goes through [`Ledger::after`]. There is no other way to acknowledge.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use codec::{Flags, Kind, Record, RecordHeader, proto};
@@ -25,7 +25,7 @@ pub(super) enum Effect {
     /// A Log record may be seen by readers, routed and exported.
     LogDurable { log: LogId, seq: u64 },
     /// An own State entry may be exported and seen by watchers.
-    StateDurable { space: usize, key: String, version: Version },
+    StateDurable { space: usize, key: Arc<str>, version: Version },
     /// Everything of a space up to here is durable, by its owner's barrier.
     BarrierDurable { space: usize, pair: Pair },
     /// The peer of a link may be told that this source is durable up to here.

@@ -107,6 +107,9 @@ pub(super) struct StateExport {
     pub(super) in_flight_bytes: usize,
     /// A barrier is owed once everything up to this pair is sent.
     pub(super) barrier: Option<Pair>,
+    /// What the peer acknowledged last, and whether that is on disk.
+    pub(super) mark: Pair,
+    pub(super) mark_is_new: bool,
 }
 
 /// What a number of the peer's stands for.

@@ -337,7 +337,7 @@ impl Core {
     pub(super) fn is_enrolled(&self, node: &str) -> bool {
         let sys = (Arc::clone(&self.own), Arc::from("sys"));
         let space = self.space_names.get(&sys).map(|index| &self.spaces[*index]);
-        space.is_some_and(|space| space.get(&format!("identity/{node}")).is_some())
+        space.is_some_and(|space| space.latest(&format!("identity/{node}")).is_some())
     }
 
     /// True if the message has outlived its own time to live.

@@ -44,6 +44,8 @@ impl Core {
             log_names: BTreeMap::new(),
             spaces: Vec::new(),
             space_names: BTreeMap::new(),
+            watches: BTreeMap::new(),
+            collecting: false,
             incarnation: 0,
             trie: Trie::default(),
             group_turn: 0,
@@ -115,6 +117,10 @@ impl Core {
                 self.spaces[*index].recover(record);
             }
         }
+        for space in &mut self.spaces {
+            space.recover_horizon(&recovered.locals);
+            space.window = space.window.take().map(|window| window.begun_at(space.seen));
+        }
         for fact in recovered.locals.iter().filter(|fact| fact.kind == Kind::MARK) {
             let Some(zero) = fact.key.iter().position(|byte| *byte == 0) else { continue };
             let (receiver, log) = fact.key.split_at(zero);
@@ -147,6 +153,7 @@ impl Core {
                 for space in self.spaces.iter_mut().filter(|space| space.owned) {
                     space.at = space.at.max((incarnation, 0));
                     space.durable = space.at;
+                    space.horizon.listed = space.at.0;
                 }
             }
             _ => self.mint_above(stored.unwrap_or(0)),
@@ -176,7 +183,7 @@ impl Core {
         let value = Bytes::copy_from_slice(&self.incarnation.to_be_bytes());
         self.ledger.write_local(Kind::META, Bytes::from_static(INCARNATION), Some(value));
         for space in self.spaces.iter_mut().filter(|space| space.owned) {
-            space.mint(&mut self.ledger, self.incarnation);
+            space.mint(&mut self.ledger, self.now, self.incarnation);
         }
     }
 
@@ -274,6 +281,10 @@ impl Core {
 
     /// What every broker has from its first start.
     fn begin(&mut self) {
+        if self.spaces.iter().any(super::Space::has_tombstones) {
+            self.collecting = true;
+            self.after(self.config.tombstone_age, Timer::Tombstones);
+        }
         let own = Arc::clone(&self.own);
         if self.config.is_hub() {
             self.space_of(&own, &"sys".into());

@@ -101,9 +101,7 @@ impl Core {
     /// The connection is gone. The will is published, and a session without expiry ends.
     fn detach(&mut self, session: SessionId, ix: ClientIx, clean: bool) {
         self.sessions.remove(&session);
-        for space in &mut self.spaces {
-            space.watchers.retain(|(watcher, _)| *watcher != session);
-        }
+        self.end_watches(session);
         let now = self.now;
         let logs: Vec<LogId> = self.clients[&ix].cursors.keys().copied().collect();
         for log in logs {

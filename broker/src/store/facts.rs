@@ -59,7 +59,8 @@ pub(crate) fn is_dropped(is_gap: bool, last: u64, first: u64) -> bool {
     if is_gap { last.saturating_add(1) < first } else { last < first }
 }
 
-/// The key of a State record: its Frame's topic.
+/// The key of a State record: its Frame's topic. Of a `forget` record: the key of its fact, which is the same
+/// field.
 pub(crate) fn state_key(record: &Record) -> Option<Bytes> {
     match find(&record.body, 1)? {
         None => Some(Bytes::new()),

@@ -256,7 +256,13 @@ fn recover(checkpoint: &Checkpoint, overlay: &Overlay, last_lsn: u64) -> checkpo
     let layer = &overlay.active;
     let Facts { mut sources, mut state, mut locals } = checkpoint.facts()?;
     sources.extend(layer.sources.iter().map(|(number, (source, _))| (*number, source.clone())));
-    state.extend(layer.state.iter().map(|(key, record)| (key.clone(), record.clone())));
+    for (key, record) in &layer.state {
+        if record.header.kind == Kind::FORGET {
+            state.remove(key);
+        } else {
+            state.insert(key.clone(), record.clone());
+        }
+    }
     for (key, (body, has_value)) in &layer.locals {
         match facts::local(body) {
             Some((_, Some(value))) if *has_value => drop(locals.insert(key.clone(), value)),

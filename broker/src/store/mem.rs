@@ -174,6 +174,11 @@ impl Image {
                     self.state.insert((source, key), record);
                 }
             }
+            Kind::FORGET => {
+                if let Some(key) = facts::state_key(&record) {
+                    self.state.remove(&(source, key));
+                }
+            }
             Kind::DECLARE => {
                 if let Some(declared) = facts::declared(&record) {
                     self.sources.insert(source, declared);

@@ -34,11 +34,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use broker::{
-    Handle, Tasks, event,
-    event::{Command, StateEntry},
-    limits,
-};
+use broker::{Handle, Tasks, event, event::Command, limits};
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -273,17 +269,18 @@ async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> R
                 prefix: query.prefix.clone(),
                 after: after.take(),
                 limit: PAGE,
+                at: None,
             };
-            let Ok(event::Response::Entries(entries)) = broker.call(command).await else {
+            let Ok(event::Response::Entries { entries, more, .. }) = broker.call(command).await else {
                 return lines.flush().await;
             };
             for entry in &entries {
                 lines.line(&StateRow::from(entry)).await?;
             }
-            match entries.last() {
-                Some(StateEntry { key, .. }) if entries.len() == PAGE => after = Some(key.clone()),
-                _ => return lines.flush().await,
+            if !more {
+                return lines.flush().await;
             }
+            after = entries.last().map(|entry| entry.key.clone());
         }
     })
 }

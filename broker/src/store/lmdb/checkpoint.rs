@@ -260,7 +260,12 @@ impl Checkpoint {
             tables.sources.put(&mut txn, &source.to_be_bytes(), &encode_record(record))?;
         }
         for ((source, key), record) in &layer.state {
-            tables.state.put(&mut txn, &bounded_key(&source.to_be_bytes(), key), &encode_record(record))?;
+            let key = bounded_key(&source.to_be_bytes(), key);
+            if record.header.kind == Kind::FORGET {
+                tables.state.delete(&mut txn, &key)?;
+            } else {
+                tables.state.put(&mut txn, &key, &encode_record(record))?;
+            }
         }
         for ((kind, key), (body, has_value)) in &layer.locals {
             let key = bounded_key(&[kind.0], key);

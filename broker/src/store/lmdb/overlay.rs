@@ -35,6 +35,7 @@ pub(super) struct Layer {
     /// Bytes of memory that it holds, about.
     pub(super) cost: usize,
     pub(super) sources: BTreeMap<u32, (Source, Record)>,
+    /// A `forget` record stands for a key that the checkpoint is to drop.
     pub(super) state: BTreeMap<(u32, Bytes), Record>,
     /// The body of the last record of each key, and whether it has a value.
     pub(super) locals: BTreeMap<(Kind, Bytes), (Bytes, bool)>,
@@ -114,7 +115,7 @@ impl Overlay {
         let layer = &mut self.active;
         match record.header.kind {
             Kind::LOG | Kind::GAP => self.append(place, &record),
-            Kind::PUT | Kind::TOMBSTONE => match facts::state_key(&record) {
+            Kind::PUT | Kind::TOMBSTONE | Kind::FORGET => match facts::state_key(&record) {
                 Some(key) => {
                     layer.cost += ENTRY_COST + record.body.len();
                     if let Some(old) = layer.state.insert((source, key), record) {

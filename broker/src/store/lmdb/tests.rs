@@ -440,3 +440,27 @@ fn appends_per_second() {
         println!("{io:?}: {:.0} appends/s", lsn as f64 / start.elapsed().as_secs_f64());
     }
 }
+
+#[test]
+fn a_forgotten_key_is_gone_before_and_after_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let forget = |source, key: &[u8]| {
+        let mut record = fact(Kind::FORGET, key, None);
+        record.header.source = source;
+        record
+    };
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    let kept = put(2, "kept", 2, b"v");
+    persist(&mut store, vec![group(1, vec![put(2, "key", 1, b"v"), kept.clone()])]);
+    drop(store);
+    // The put is in the checkpoint now, the forget in the journal alone, then in the checkpoint too.
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    persist(&mut store, vec![group(2, vec![forget(2, b"key")])]);
+    lock_of(&store.shared.gathering).abandoned = true;
+    drop(store);
+    for _ in 0..2 {
+        let (store, recovered) = open(dir.path(), options(NEVER)).unwrap();
+        assert_eq!(recovered.state, std::slice::from_ref(&kept));
+        drop(store);
+    }
+}

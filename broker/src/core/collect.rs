@@ -1,0 +1,59 @@
+//! Forgetting tombstones that nobody needs any more.
+
+use std::time::Duration;
+
+use super::{Core, Timer, space::Forgettable};
+use crate::limits;
+
+/// Tombstones are looked through this often, while there are any.
+const EVERY: Duration = Duration::from_mins(1);
+
+impl Core {
+    /// A tombstone became durable in this space.
+    pub(super) fn on_tombstone(&mut self, space: usize) {
+        if self.spaces[space].is_littered() {
+            self.collect_from(space);
+        }
+        if !self.collecting {
+            self.collecting = true;
+            self.after(EVERY, Timer::Tombstones);
+        }
+    }
+
+    pub(super) fn collect_tombstones(&mut self) {
+        let mut more = false;
+        for space in 0..self.spaces.len() {
+            more |= self.collect_from(space) == limits::TOMBSTONES_FORGOTTEN;
+        }
+        self.collecting = more || self.spaces.iter().any(super::Space::has_tombstones);
+        if self.collecting {
+            self.after(if more { Duration::ZERO } else { EVERY }, Timer::Tombstones);
+        }
+    }
+
+    fn collect_from(&mut self, index: usize) -> usize {
+        if self.refusing {
+            return 0;
+        }
+        let before = self.now.mono.checked_sub(self.config.tombstone_age);
+        let up_to = self.acknowledged_by_all(index);
+        let which = match before {
+            Some(before) => Forgettable { before, up_to },
+            None => Forgettable { before: Duration::ZERO, up_to: 0 },
+        };
+        self.spaces[index].collect(&mut self.ledger, which)
+    }
+
+    /// The local revision that every receiver that was ever heard of durably holds. Who stands in another
+    /// incarnation is told everything again and needs no tombstones; who receives a part of the space is
+    /// told of what is gone by name.
+    fn acknowledged_by_all(&self, index: usize) -> u64 {
+        let space = &self.spaces[index];
+        if !space.owned || space.scoped {
+            return u64::MAX;
+        }
+        let marks = self.marks.iter().filter(|((_, source), _)| *source == space.source);
+        let same = marks.filter(|(_, mark)| mark.epoch == space.at.0);
+        same.map(|(_, mark)| mark.mark).min().unwrap_or(u64::MAX)
+    }
+}
