@@ -13,19 +13,24 @@
 //! | `log`, `space` | the two durable primitives |
 //! | `watch`, `collect` | who is told of changes of State; which tombstones go |
 //! | `link` | the session with another broker |
-//! | `exports`, `export_log`, `export_state`, `imports` | what flows over it |
+//! | `claims`, `forwards`, `authorize` | who holds a node's name, whom a relay speaks for, who may send what |
+//! | `exports`, `export_log`, `export_state`, `imports`, `credit` | what flows over it, and how much at a time |
 //! | `request` | who waits for which answer |
 //! | `command` | administration and modules |
 //! | `restore` | from what the store recovered |
 
+mod authorize;
+mod claims;
 mod client;
 mod collect;
 mod command;
+mod credit;
 mod deliver;
 pub mod event;
 mod export_log;
 mod export_state;
 mod exports;
+mod forwards;
 mod imports;
 mod ledger;
 mod link;
@@ -51,13 +56,14 @@ use codec::{Class, Filter, Kind, Record, RecordHeader, proto};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use self::{
+    claims::Claim,
     client::{Client, ClientIx},
     event::{
         Action, CloseReason, CommandId, Condition, Event, Lsn, Now, Origin, Output, ReadId, ReadRequest,
         SessionId,
     },
     ledger::{Effect, Ledger},
-    link::{Claim, Link},
+    link::Link,
     log::{Log, LogId},
     request::Requests,
     space::{Space, Window},
@@ -80,6 +86,8 @@ pub struct Config {
     pub name: Origin,
     /// Node or hub.
     pub role: event::Role,
+    /// A node that lets others link, and forwards for those it is told it may.
+    pub relay: bool,
     /// The tier's id: said in Welcome.
     pub tier: Arc<str>,
     /// 128 random bits of this store.
@@ -160,6 +168,7 @@ impl Config {
         Self {
             name: name.into(),
             role: event::Role::Node,
+            relay: false,
             tier: "".into(),
             instance,
             mint: false,
@@ -246,6 +255,8 @@ pub struct Core {
     logs: BTreeMap<LogId, Log>,
     /// Current Log of each (origin, stream).
     log_names: BTreeMap<(Origin, Arc<str>), LogId>,
+    /// All Logs of each (origin, stream), oldest history first.
+    histories: BTreeMap<(Origin, Arc<str>), Vec<LogId>>,
     spaces: Vec<Space>,
     space_names: BTreeMap<(Origin, Arc<str>), usize>,
     watches: BTreeMap<WatchId, Watch>,
@@ -269,6 +280,15 @@ pub struct Core {
     /// Least generation that may link, of nodes that were enrolled anew since this process started.
     generations: BTreeMap<Origin, u32>,
     requests: Requests,
+    /// A relay: whom it may forward for, as it was told.
+    forwards: BTreeMap<Origin, proto::Forward>,
+    /// Stamp of the last Hello.
+    last_claim: u64,
+    /// A link's part of what this broker is ready to hold unacknowledged; and what peers were granted last.
+    share: u64,
+    granted: proto::Window,
+    /// Raised whenever what links export may have changed.
+    exports_changes: u64,
 
     reads: BTreeMap<ReadId, Reading>,
     next_read: ReadId,
@@ -369,6 +389,7 @@ impl Core {
         if self.refusing {
             self.refusing = false;
             self.clear_condition("StoreUnavailable", "");
+            self.grant_anew();
         }
         self.ledger.persisted(lsn);
         let effects = self.ledger.ready();
@@ -382,10 +403,7 @@ impl Core {
                 Effect::Output(session, output) => self.output(session, output),
                 Effect::LogDurable { log, seq } => self.on_log_durable(log, seq),
                 Effect::StateDurable { space, key, version } => self.on_state_durable(space, &key, version),
-                Effect::BarrierDurable { space, pair } => {
-                    self.spaces[space].passed(pair);
-                    self.pump_watches_of(space);
-                }
+                Effect::BarrierDurable { space, pair } => self.on_barrier_durable(space, pair),
                 Effect::LinkAck { session, source } => self.on_import_durable(session, source),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
             }
@@ -400,6 +418,7 @@ impl Core {
             String::new(),
             format!("the store takes no writes ({reason}): free disk space or check the disk"),
         );
+        self.grant_anew();
     }
 
     fn on_read_done(&mut self, read: ReadId, records: Vec<Record>) {
@@ -534,7 +553,9 @@ impl Core {
         if let Some(older) = self.log_names.insert(name, source.number) {
             self.logs.get_mut(&older).expect("a named Log exists").retire();
         }
+        self.histories.entry(log.name()).or_default().push(source.number);
         self.logs.insert(source.number, log);
+        self.exports_changed();
         self.join_new_log(source.number);
         source.number
     }
@@ -560,6 +581,7 @@ impl Core {
         space.window = window.map(|(_, bounds)| Window::new(*bounds, 0));
         self.spaces.push(space);
         self.space_names.insert((Arc::clone(&source.origin), Arc::clone(&source.name)), index);
+        self.exports_changed();
         index
     }
 

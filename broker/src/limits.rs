@@ -29,9 +29,16 @@ pub const LINK_QUEUE_BYTES: usize = 1 << 20;
 pub const LINK_LOG_WINDOW_BYTES: usize = 1 << 20;
 /// Unacknowledged bytes of one space on one link.
 pub const LINK_STATE_WINDOW_BYTES: usize = 256 << 10;
-/// Records kept that overtook Welcome: the windows of a Log and of a space, and Live.
+/// Unacknowledged bytes of all links that this process is ready to take, shared among them.
+pub const LINKS_WINDOW_BYTES: usize = 256 << 20;
+/// Least and greatest share of one link.
+pub const LINK_WINDOW_MIN: usize = 64 << 10;
+/// See [`LINK_WINDOW_MIN`].
+pub const LINK_WINDOW_MAX: usize = 4 << 20;
+/// Records kept that overtook Welcome: the window of a link, of an alarm Log and of a space, and
+/// Live.
 pub const LINK_EARLY_BYTES: usize =
-    LINK_LOG_WINDOW_BYTES + LINK_STATE_WINDOW_BYTES + LINK_QUEUE_BYTES + FRAME_MAX;
+    LINK_WINDOW_MAX + LINK_LOG_WINDOW_BYTES + LINK_STATE_WINDOW_BYTES + LINK_QUEUE_BYTES + FRAME_MAX;
 /// A writer reports `Sent` at the latest after this many bytes.
 pub const SENT_REPORT_BYTES: usize = 16 << 10;
 

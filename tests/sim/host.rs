@@ -30,6 +30,8 @@ pub(crate) enum Out {
     Acknowledged(String),
     /// A client was given a message.
     Delivered { client: String, payload: String, origin: String, qos: u8 },
+    /// A client was told that nobody answers its request.
+    NoResponders,
     /// A State watcher saw this.
     Watched(StateEvent),
 }
@@ -64,6 +66,8 @@ pub(crate) struct Host {
     /// Connected clients: id to session.
     clients: BTreeMap<String, SessionId>,
     owners: BTreeMap<SessionId, String>,
+    /// What a client answers to every request.
+    answers: BTreeMap<SessionId, &'static str>,
     /// Publishes on their way: (session, packet id) to tag.
     awaiting: BTreeMap<(SessionId, u16), String>,
     next_packet: u16,
@@ -91,6 +95,7 @@ impl Host {
             restarts: 0,
             clients: BTreeMap::new(),
             owners: BTreeMap::new(),
+            answers: BTreeMap::new(),
             awaiting: BTreeMap::new(),
             next_packet: 1,
             refused: 0,
@@ -114,6 +119,7 @@ impl Host {
         self.started = now;
         self.clients.clear();
         self.owners.clear();
+        self.answers.clear();
         self.awaiting.clear();
     }
 
@@ -229,6 +235,22 @@ impl Host {
     fn on_delivery(&mut self, now: Duration, session: SessionId, delivery: &Delivery) {
         let view = codec::FrameView::parse(&delivery.frame).expect("the core delivers frames");
         let Some(client) = self.owners.get(&session).cloned() else { return };
+        if delivery.no_responders {
+            return self.out.push_back(Out::NoResponders);
+        }
+        if let Some((topic, text)) = delivery.reply.as_ref().zip(self.answers.get(&session)) {
+            let parts = FrameParts { topic, payload: text.as_bytes(), ..FrameParts::default() };
+            let message = Publish {
+                target: Target::Own,
+                frame: parts.encode(),
+                qos: 0,
+                packet_id: 0,
+                dup: false,
+                retain: false,
+                reply: None,
+            };
+            return self.apply(now, Event::Published { session, messages: vec![message] });
+        }
         self.out.push_back(Out::Delivered {
             client,
             payload: String::from_utf8_lossy(view.payload()).into_owned(),
@@ -297,6 +319,11 @@ impl Host {
             identifier: 0,
         };
         self.apply(now, Event::Subscribed { session, token: 1, subscriptions: vec![subscription] });
+    }
+
+    /// From now on this client answers requests instead of taking them as messages.
+    pub(crate) fn answer_requests(&mut self, session: SessionId, with: &'static str) {
+        self.answers.insert(session, with);
     }
 
     /// Publishes `tag` as payload; its acknowledgement comes back as [`Out::Acknowledged`].

@@ -6,6 +6,7 @@
 
 mod host;
 mod oracle;
+mod relays;
 mod rules;
 mod world;
 

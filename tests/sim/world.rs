@@ -338,6 +338,7 @@ impl World {
                 let name = self.hosts[index].name.clone();
                 self.oracle.delivered(&name, &client, &payload);
             }
+            Out::NoResponders => {}
             Out::Watched(event) => {
                 // Keys carry no node: the payload does.
                 if let broker::core::event::StateEvent::Put { entry, .. } = &event {

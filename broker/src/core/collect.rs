@@ -49,10 +49,16 @@ impl Core {
     /// told of what is gone by name.
     fn acknowledged_by_all(&self, index: usize) -> u64 {
         let space = &self.spaces[index];
-        if !space.owned || space.scoped {
+        let passed_on = self.config.relay && !space.origin.is_empty();
+        if space.scoped || !(space.owned || passed_on) {
             return u64::MAX;
         }
         let marks = self.marks.iter().filter(|((_, source), _)| *source == space.source);
+        if !space.owned {
+            // Nobody above may have heard of it yet.
+            let least = marks.map(|(_, mark)| (mark.epoch, mark.mark)).min();
+            return least.map_or(0, |least| space.resume_after(least));
+        }
         let same = marks.filter(|(_, mark)| mark.epoch == space.at.0);
         same.map(|(_, mark)| mark.mark).min().unwrap_or(u64::MAX)
     }

@@ -56,6 +56,7 @@ impl Core {
                 self.replace_generation(&node, generation);
                 Response::Done
             }
+            Command::Forwards => Response::Forwards(self.forwarded()),
             Command::Drain => return self.drain(id),
         };
         self.out.push(super::Action::Respond { id, response });
@@ -135,7 +136,9 @@ impl Core {
         let next = records.last().map_or(0, |record| record.header.seq + 1);
         if let Some(log) = self.logs.get(&log) {
             for record in &mut records {
-                record.header.epoch = log.epoch_at(record.header.seq);
+                // The announcement of a history stands before its first record, and names it already.
+                let from = log.epochs.first().map_or(0, |(from, _)| *from);
+                record.header.epoch = log.epoch_at(record.header.seq.max(from));
             }
         }
         self.out.push(super::Action::Respond { id, response: Response::Records { records, next } });
@@ -164,7 +167,16 @@ impl Core {
             queued_bytes: link.queued,
             established: link.phase == Phase::Established,
         });
-        clients.chain(links).collect()
+        let relayed = self.relayed_nodes().map(|(node, link, session)| SessionInfo {
+            session,
+            kind: "relayed",
+            name: Arc::clone(node),
+            connected: true,
+            subscriptions: 0,
+            queued_bytes: 0,
+            established: link.phase == Phase::Established,
+        });
+        clients.chain(links).chain(relayed).collect()
     }
 
     /// The counters, with the gauges as they are now.
@@ -179,11 +191,9 @@ impl Core {
         stats.queue_bytes = (clients + links) as u64;
         stats.logs = self.logs.len() as u64;
         stats.log_bytes = self.logs.values().map(|log| log.bytes).sum();
-        let exported = self.logs.values().filter(|log| log.origin == self.own && !self.config.is_hub());
-        for log in exported {
-            let link = self.links.values().find_map(|link| link.logs.get(&log.id)?.mark.as_ref());
-            let mark = link.or_else(|| self.marks.get(&(String::new(), log.id)));
-            let acknowledged = mark.map_or_else(|| log.first.saturating_sub(1), |mark| mark.mark);
+        let above = |log: &&Log| !self.config.is_hub() && !log.origin.is_empty();
+        for log in self.logs.values().filter(above) {
+            let acknowledged = self.passed_upto(log.id).max(log.first.saturating_sub(1));
             stats.log_unacknowledged += (log.durable_next - 1).saturating_sub(acknowledged);
             let oldest =
                 log.in_tail(acknowledged + 1).and_then(|record| codec::FrameView::parse(&record.body).ok());

@@ -451,6 +451,8 @@ pub enum Command {
     SetCondition { kind: &'static str, subject: String, message: Option<String> },
     /// A node was enrolled anew: close every link of an older generation, and let none in again.
     CloseNode { node: Origin, generation: u32 },
+    /// Of a relay: whom it may forward for, and what their certificates must be.
+    Forwards,
     /// Refuse new sessions, close the existing ones, answer once they are gone and all is durable.
     Drain,
 }
@@ -514,6 +516,8 @@ pub enum Response {
     Sessions(Vec<SessionInfo>),
     /// Conditions.
     Conditions(Vec<Condition>),
+    /// Forwards.
+    Forwards(Vec<proto::Forward>),
     /// Done, nothing to say.
     Done,
     /// It cannot be done; the text says why.
@@ -600,7 +604,7 @@ pub struct LogInfo {
 pub struct SessionInfo {
     /// Number.
     pub session: SessionId,
-    /// "mqtt", "nats", "internal", "link".
+    /// "mqtt", "nats", "internal", "link"; "relayed": a node that is reached by a relay's link.
     pub kind: &'static str,
     /// Client id or peer name.
     pub name: Arc<str>,

@@ -4,29 +4,60 @@ use codec::{Flags, FrameView, Kind, Record, proto};
 
 use super::{
     Core, DropReason, Reading,
-    event::{Peer, Role, SessionId},
-    link::{Link, LogExport},
+    event::{Origin, SessionId},
+    link::{FEATURE_RELAY, Link, LogExport, Side},
     log::{self, Log, LogId},
 };
-use crate::{limits, store::SourceKind};
+use crate::store::SourceKind;
 
 /// Bytes of one read for an export.
 const READ_BYTES: usize = 256 << 10;
 
 impl Core {
-    /// The Logs that this broker sends to a peer.
-    pub(super) fn exported_logs(&self, peer: &Peer) -> impl Iterator<Item = &Log> {
-        let down = (self.config.is_hub() && peer.role == Role::Node).then(|| format!("down/{}", peer.name));
-        let up = !self.config.is_hub() && peer.role == Role::Hub;
-        self.logs.values().filter(move |log| {
-            let is_down = down.as_deref().is_some_and(|down| log.origin.is_empty() && *log.stream == *down);
-            let theirs = is_down || (up && log.origin == self.own);
-            !log.retired && theirs && self.config.exports.has_stream(&log.stream)
-        })
+    /// The Logs that this broker sends to a peer, oldest first.
+    pub(super) fn exported_logs(&self, link: &Link) -> Vec<LogId> {
+        match link.side {
+            Side::Above => self.logs_for_above(link),
+            // What is for nodes that are reached by this link.
+            Side::Below => {
+                let tier = Origin::from("");
+                let down = |node: &Origin| {
+                    self.histories.get(&(Origin::clone(&tier), format!("down/{node}").into()))
+                };
+                let passed = !self.config.is_hub() || self.config.exports.has_stream("down/");
+                link.present.iter().filter(|_| passed).filter_map(down).flatten().copied().collect()
+            }
+        }
     }
 
-    pub(super) fn log_offers(&self, peer: &Peer) -> Vec<proto::LogOffer> {
-        self.exported_logs(peer)
+    fn logs_for_above(&self, link: &Link) -> Vec<LogId> {
+        if self.config.is_hub() {
+            return Vec::new();
+        }
+        let relays = link.features.contains(FEATURE_RELAY);
+        let sent = |origin: &Origin| {
+            let behind = relays && self.forwards.contains_key(origin) && !self.comes_from(link, origin);
+            *origin == self.own || behind
+        };
+        let logs = self
+            .histories
+            .iter()
+            .filter(|((origin, stream), _)| sent(origin) && self.config.exports.has_stream(stream));
+        logs.flat_map(|(_, ids)| ids)
+            .copied()
+            .filter(|id| !self.owns(*id) || !self.logs[id].retired)
+            .collect()
+    }
+
+    /// Whether this broker assigns the positions of a Log; else it passes on what it holds.
+    pub(super) fn owns(&self, id: LogId) -> bool {
+        self.logs[&id].origin == self.own
+    }
+
+    pub(super) fn log_offers(&self, link: &Link) -> Vec<proto::LogOffer> {
+        self.exported_logs(link)
+            .iter()
+            .map(|id| &self.logs[id])
             .map(|log| proto::LogOffer {
                 origin: log.origin.to_string(),
                 stream: log.stream.to_string(),
@@ -37,22 +68,30 @@ impl Core {
             .collect()
     }
 
-    pub(super) fn begin_log_export(&mut self, session: SessionId, id: LogId, mark: Option<proto::LogMark>) {
+    pub(super) fn begin_log_export(&mut self, session: SessionId, id: LogId) {
+        let owned = self.owns(id);
         let link = self.links.get_mut(&session).expect("an established link");
         let stored = self.marks.get(&(link.receiver().to_owned(), id)).copied();
         let mut export = LogExport { mark: stored, ..LogExport::default() };
         let log = &self.logs[&id];
-        let mark = mark.filter(|mark| mark.epoch != 0);
-        match mark {
-            None => {
-                // The receiver has nothing: from the beginning, what policy removed as a gap.
-                export.next = log.epochs.first().map_or(1, |(from, _)| *from).min(log.first);
-                export.epoch = log.epoch_at(export.next);
-                if export.next > 1 {
-                    export.epoch = 0;
-                }
+        let mut marks = link
+            .peer_marks
+            .iter()
+            .filter(|mark| *mark.origin == *log.origin && *mark.stream == *log.stream && mark.epoch != 0);
+        if owned {
+            match marks.next() {
+                None => Self::from_beginning(log, &mut export, true),
+                Some(mark) => Self::resume(log, &mut export, mark.clone()),
             }
-            Some(mark) => Self::resume(log, &mut export, mark),
+        } else {
+            // One history of another broker's Log: its positions are what they are, even if the receiver
+            // has got further by another path.
+            let mut first = self.histories.get(&log.name()).is_none_or(|ids| ids.first() == Some(&id));
+            let mark = marks.inspect(|_| first = false).find(|mark| mark.epoch == log.epoch());
+            match mark {
+                None => Self::from_beginning(log, &mut export, first),
+                Some(mark) => (export.next, export.epoch) = (mark.mark.saturating_add(1), mark.epoch),
+            }
         }
         let checking = export.checking.as_ref().map(|mark| mark.mark);
         let rolled_back = export.next == 0;
@@ -63,6 +102,13 @@ impl Core {
             self.change_epoch(session, id);
         }
         self.pump_links.insert(session);
+    }
+
+    /// The receiver has nothing of this history: from its beginning, what policy removed as a gap. Unless it
+    /// is the first that the receiver gets of the stream, it is announced.
+    fn from_beginning(log: &Log, export: &mut LogExport, first: bool) {
+        export.next = log.epochs.first().map_or(1, |(from, _)| *from).min(log.first);
+        export.epoch = if first && export.next <= 1 { log.epoch_at(export.next) } else { 0 };
     }
 
     /// Decides where to go on for a receiver with this mark. `next` = 0: the histories differ.
@@ -115,7 +161,10 @@ impl Core {
         let link = self.links.get_mut(&session).expect("an established link");
         let export = link.logs.get_mut(&id).expect("an export that was just begun");
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
-        let from = export.mark.as_ref().map_or(log.first, |mark| mark.mark.saturating_add(1));
+        // A receiver that is new here may have got what it holds by way of one that is not.
+        let known = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark.mark).max();
+        let known = export.mark.as_ref().map(|mark| mark.mark).or(known);
+        let from = known.map_or(log.first, |mark| mark.saturating_add(1));
         let from = from.clamp(log.first, log.durable_next);
         log.epochs.retain(|(start, _)| *start < from);
         let epoch = rand::Rng::random(&mut self.rng);
@@ -127,15 +176,17 @@ impl Core {
     }
 
     pub(super) fn pump_log(&mut self, session: SessionId, id: LogId, budget: &mut usize) {
+        if !self.is_due(session, id) {
+            return;
+        }
         while *budget > 0 {
             let Some(link) = self.links.get_mut(&session) else { return };
-            let Some(export) = link.logs.get_mut(&id) else { return };
             let log = &self.logs[&id];
-            let blocked = export.reading || export.checking.is_some();
-            if blocked
-                || export.in_flight_bytes >= limits::LINK_LOG_WINDOW_BYTES
-                || export.next >= log.durable_next
-            {
+            let credit = link.has_credit(log.class);
+            let Some(export) = link.logs.get_mut(&id) else { return };
+            let blocked = export.reading || export.checking.is_some() || export.held;
+            let full = !credit || export.in_flight.bytes as u64 >= link.window.log_bytes;
+            if blocked || full || export.next >= log.durable_next {
                 return;
             }
             *budget -= 1;
@@ -160,6 +211,22 @@ impl Core {
         }
     }
 
+    /// Whether a Log's turn has come: its node is reached by this link, and older histories went first.
+    fn is_due(&self, session: SessionId, id: LogId) -> bool {
+        let Some(link) = self.links.get(&session) else { return false };
+        let log = &self.logs[&id];
+        if let Some(node) = log.down_to()
+            && !link.present.contains(node)
+        {
+            return false;
+        }
+        let histories = self.histories.get(&log.name()).map_or(&[][..], Vec::as_slice);
+        histories.iter().take_while(|older| **older != id).all(|older| {
+            let sent = link.logs.get(older).map(|export| export.next);
+            sent.is_none_or(|next| next >= self.logs[older].durable_next)
+        })
+    }
+
     pub(super) fn on_export_read(&mut self, session: SessionId, id: LogId, records: &[Record]) {
         let Some(link) = self.links.get_mut(&session) else { return };
         let Some(export) = link.logs.get_mut(&id) else { return };
@@ -176,7 +243,7 @@ impl Core {
             let log = &self.logs[&id];
             let seq = record.header.seq;
             let crossing = log.epoch_at(seq) != export.epoch;
-            if crossing || export.in_flight_bytes >= limits::LINK_LOG_WINDOW_BYTES {
+            if crossing || export.in_flight.bytes as u64 >= self.links[&session].window.log_bytes {
                 break;
             }
             if seq < export.next {
@@ -219,8 +286,8 @@ impl Core {
         let export = link.logs.get_mut(&log.id).expect("looked at it");
         export.number = number;
         export.next = record.header.seq + 1;
-        export.in_flight.push_back((record.header.seq, record.wire_len()));
-        export.in_flight_bytes += record.wire_len();
+        export.in_flight.sent(record.header.seq, record.wire_len());
+        link.in_flight_bytes += record.wire_len();
         record.header.source = number;
         record.header.aux = 0;
         link.push(log.class, record);

@@ -6,24 +6,32 @@ use codec::{Class, Flags, Kind, Record, RecordHeader, proto};
 
 use super::{
     Core,
-    event::{Peer, Role, SessionId},
-    link::StateExport,
-    space::{Pair, Version},
+    event::SessionId,
+    link::{FEATURE_RELAY, InFlight, Link, Side, StateExport},
+    space::{Pair, Space, Version},
 };
-use crate::{limits, store::SourceKind};
+use crate::store::SourceKind;
 
 impl Core {
-    pub(super) fn exported_spaces(&self, peer: &Peer) -> impl Iterator<Item = usize> {
-        let up = !self.config.is_hub() && peer.role == Role::Hub;
-        let exported = |index: &usize| {
-            let space = &self.spaces[*index];
-            space.owned && self.config.exports.has_space(&space.name)
+    /// The spaces that this broker sends to a peer: above, its own and those of nodes behind it.
+    pub(super) fn exported_spaces(&self, link: &Link) -> Vec<usize> {
+        if self.config.is_hub() || link.side == Side::Below {
+            return Vec::new();
+        }
+        let relays = link.features.contains(FEATURE_RELAY);
+        let exported = |space: &Space| {
+            let behind = relays
+                && super::NODE_SPACES.contains(&&*space.name)
+                && self.forwards.contains_key(&space.origin)
+                && !self.comes_from(link, &space.origin);
+            (space.owned || behind) && self.config.exports.has_space(&space.name)
         };
-        (0..self.spaces.len()).filter(move |index| up && exported(index))
+        self.spaces.iter().filter(|space| exported(space)).map(|space| space.index).collect()
     }
 
-    pub(super) fn state_offers(&self, peer: &Peer) -> Vec<proto::StateOffer> {
-        self.exported_spaces(peer)
+    pub(super) fn state_offers(&self, link: &Link) -> Vec<proto::StateOffer> {
+        self.exported_spaces(link)
+            .into_iter()
             .map(|index| {
                 let space = &self.spaces[index];
                 proto::StateOffer {
@@ -36,24 +44,30 @@ impl Core {
             .collect()
     }
 
-    pub(super) fn begin_state_export(&mut self, session: SessionId, index: usize, position: Pair) {
+    pub(super) fn begin_state_export(&mut self, session: SessionId, index: usize) {
         let space = &self.spaces[index];
+        let link = &self.links[&session];
+        let held = |at: &&proto::StatePosition| *at.origin == *space.origin && *at.space == *space.name;
+        let position =
+            link.peer_positions.iter().find(held).map_or((0, 0), |at| (at.incarnation, at.revision));
+        let owned = space.owned;
         // No honest receiver is ahead of the owner: this store was rolled back, or is a copy.
         let ahead = position > space.at;
         // It may hold what was deleted so long ago that no tombstone is left to tell it.
         let behind = position.0 == space.at.0 && position.1 > 0 && position < space.horizon.pair;
-        if ahead || behind {
+        if owned && (ahead || behind) {
             self.mint_above(position.0);
         }
         let space = &self.spaces[index];
-        let same = position.0 == space.at.0;
+        // What has just been minted stands above every position.
+        let restarted = owned && position.0 != space.at.0;
         let export = StateExport {
             number: 0,
-            position: if same { position } else { (space.at.0, 0) },
-            in_flight: std::collections::VecDeque::new(),
-            in_flight_bytes: 0,
+            position: if restarted { (space.at.0, 0) } else { position },
+            cursor: space.resume_after(position),
+            in_flight: InFlight::default(),
             // Owed at every start: the one of an earlier session may never have arrived.
-            barrier: Some(space.at),
+            barrier: space.is_complete().then_some(space.at),
             mark: position,
             mark_is_new: false,
         };
@@ -62,26 +76,50 @@ impl Core {
         self.pump_links.insert(session);
     }
 
+    /// A barrier came and is durable: whoever gets this space from here gets it in its place.
+    pub(super) fn on_barrier_durable(&mut self, index: usize, pair: Pair) {
+        self.spaces[index].passed(pair);
+        self.pump_watches_of(index);
+        let space = &self.spaces[index];
+        if space.owned || !space.is_complete() {
+            return;
+        }
+        for (session, link) in &mut self.links {
+            if let Some(export) = link.spaces.get_mut(&index) {
+                export.barrier = Some(space.durable);
+                self.pump_links.insert(*session);
+            }
+        }
+    }
+
     pub(super) fn pump_state(&mut self, session: SessionId, index: usize, budget: &mut usize) {
         let space = &self.spaces[index];
         let Some(link) = self.links.get_mut(&session) else { return };
         while *budget > 0 {
+            let credit = link.has_credit(space.class);
             let Some(export) = link.spaces.get_mut(&index) else { return };
-            if export.in_flight_bytes >= limits::LINK_STATE_WINDOW_BYTES {
+            if !credit || export.in_flight.bytes as u64 >= link.window.state_bytes {
                 return;
             }
             *budget -= 1;
-            let change = space.change_after(space.local_of(export.position));
-            let (pair, mut record) = match change {
-                Some((_, version)) => (version.pair, space.record_of(version)),
+            let (pair, mut record) = match space.change_after(export.cursor) {
+                Some((_, version)) => {
+                    export.cursor = version.local;
+                    // What a barrier removed has no revision: the barrier says it there too.
+                    if version.pair.1 == 0 {
+                        continue;
+                    }
+                    (version.pair, space.record_of(version))
+                }
                 None => match export.barrier.take_if(|at| *at <= space.durable || at.1 == 0) {
-                    Some(_) => (export.position, barrier(space.class, export.position)),
+                    Some(_) if space.owned => (export.position, barrier(space.class, export.position)),
+                    Some(_) => (space.durable, barrier(space.class, space.durable)),
                     None => return,
                 },
             };
             export.position = pair;
-            export.in_flight.push_back((pair, record.wire_len()));
-            export.in_flight_bytes += record.wire_len();
+            export.in_flight.sent(pair, record.wire_len());
+            link.in_flight_bytes += record.wire_len();
             let number = export.number;
             let number = if number == 0 {
                 link.declare(&space.origin, SourceKind::State, &space.name, space.class)
@@ -103,8 +141,12 @@ impl Core {
             self.on_tombstone(index);
         }
         self.pump_watches_of(index);
-        if self.spaces[index].owned && !self.config.is_hub() {
-            self.pump_links.extend(self.links.keys());
+        self.pump_links_above();
+        if self.config.is_hub()
+            && self.spaces[index].owned
+            && let Some(name) = key.strip_prefix("identity/").filter(|_| &*self.spaces[index].name == "sys")
+        {
+            self.on_identity_changed(name);
         }
     }
 }

@@ -5,8 +5,8 @@ use codec::{Class, Flags, Kind, proto};
 
 use super::{
     Core, DropReason,
-    event::{Role, SessionId},
-    link::{Link, Phase},
+    event::{Origin, SessionId},
+    link::{FEATURE_CREDIT, FEATURE_RELAY, Link, Phase, Side},
     log::LogId,
 };
 use crate::limits;
@@ -15,42 +15,27 @@ use crate::limits;
 const PUMP_RECORDS: usize = 1024;
 
 impl Core {
-    /// Starts every export where its receiver stands.
-    pub(super) fn begin_exports(
-        &mut self,
-        session: SessionId,
-        marks: &[proto::LogMark],
-        positions: &[proto::StatePosition],
-    ) {
-        let peer = self.links[&session].peer.clone();
-        let logs: Vec<LogId> = self.exported_logs(&peer).map(|log| log.id).collect();
-        for id in logs {
-            let log = &self.logs[&id];
-            let mark = marks.iter().find(|mark| *mark.origin == *log.origin && *mark.stream == *log.stream);
-            self.begin_log_export(session, id, mark.cloned());
-        }
-        let spaces: Vec<usize> = self.exported_spaces(&peer).collect();
-        for index in spaces {
-            let space = &self.spaces[index];
-            let found = positions.iter().find(|at| *at.origin == *space.origin && *at.space == *space.name);
-            let position = found.map_or((0, 0), |at| (at.incarnation, at.revision));
-            self.begin_state_export(session, index, position);
-        }
+    /// Whatever links export may have changed: a Log, a space, a node or a permission came or went.
+    pub(super) fn exports_changed(&mut self) {
+        self.exports_changes += 1;
     }
 
-    /// A Log or space appeared while links are up: it is exported to whom it concerns.
-    fn add_missing_exports(&mut self, session: SessionId) {
+    /// Starts every export that has not begun, where its receiver stands.
+    pub(super) fn add_missing_exports(&mut self, session: SessionId) {
+        let link = self.links.get_mut(&session).expect("an established link");
+        if std::mem::replace(&mut link.exports_seen, self.exports_changes) == self.exports_changes {
+            return;
+        }
         let link = &self.links[&session];
-        let peer = link.peer.clone();
         let logs: Vec<LogId> =
-            self.exported_logs(&peer).map(|log| log.id).filter(|id| !link.logs.contains_key(id)).collect();
+            self.exported_logs(link).into_iter().filter(|id| !link.logs.contains_key(id)).collect();
         let spaces: Vec<usize> =
-            self.exported_spaces(&peer).filter(|index| !link.spaces.contains_key(index)).collect();
+            self.exported_spaces(link).into_iter().filter(|index| !link.spaces.contains_key(index)).collect();
         for id in logs {
-            self.begin_log_export(session, id, None);
+            self.begin_log_export(session, id);
         }
         for index in spaces {
-            self.begin_state_export(session, index, (0, 0));
+            self.begin_state_export(session, index);
         }
     }
 
@@ -69,61 +54,82 @@ impl Core {
     /// The links that export this Log go on.
     pub(super) fn pump_exports_of(&mut self, id: LogId) {
         let log = &self.logs[&id];
-        if self.config.is_hub() {
-            if let Some(node) = log.stream.strip_prefix("down/")
-                && log.origin.is_empty()
-                && let Some(session) = self.link_of(node)
-            {
+        if let Some(node) = log.down_to() {
+            if let Some(session) = self.link_of(node) {
                 self.pump_links.insert(session);
             }
-        } else if log.origin == self.own {
-            self.pump_links.extend(self.links.keys());
+        } else {
+            self.pump_links_above();
         }
+    }
+
+    pub(super) fn pump_links_above(&mut self) {
+        if self.config.is_hub() {
+            return;
+        }
+        let above = self.links.iter().filter(|(_, link)| link.side == Side::Above);
+        self.pump_links.extend(above.map(|(session, _)| *session));
     }
 
     fn pump_link(&mut self, session: SessionId) {
         let mut budget = PUMP_RECORDS;
         let link = &self.links[&session];
-        let logs: Vec<LogId> = link.logs.keys().copied().collect();
+        // What is urgent first; the histories of one stream share a class and stay in order.
+        let mut logs: Vec<(Class, LogId)> = link.logs.keys().map(|id| (self.logs[id].class, *id)).collect();
+        logs.sort_unstable();
+        let (alarms, others) = logs.split_at(logs.partition_point(|(class, _)| *class <= Class::State));
         let spaces: Vec<usize> = link.spaces.keys().copied().collect();
+        for (_, id) in alarms {
+            self.pump_log(session, *id, &mut budget);
+        }
         for index in spaces {
             self.pump_state(session, index, &mut budget);
         }
-        for id in logs {
-            self.pump_log(session, id, &mut budget);
+        for (_, id) in others {
+            self.pump_log(session, *id, &mut budget);
         }
         if budget == 0 {
             self.pump_links.insert(session);
         }
     }
 
+    /// Whether an origin is reached, or was brought, by the peer of this link: it is not sent back there.
+    pub(super) fn comes_from(&self, link: &Link, origin: &Origin) -> bool {
+        let by_claim = self.claims.get(origin).and_then(|claim| claim.session);
+        let holder = by_claim.and_then(|session| self.links.get(&session));
+        *origin == link.peer.name || holder.is_some_and(|holder| holder.peer.name == link.peer.name)
+    }
+
     /// The peer says what it durably holds.
     pub(super) fn on_ack(&mut self, session: SessionId, ack: &proto::Ack) {
         let Some(link) = self.links.get_mut(&session) else { return };
-        for at in &ack.sources {
-            if let Some(export) =
-                link.logs.values_mut().find(|export| export.number == at.source && at.source != 0)
-            {
-                if at.seq >= export.next {
-                    continue; // it acknowledges what was never sent
+        if let Some(window) = ack.window.filter(|_| link.features.contains(FEATURE_CREDIT)) {
+            link.window = window;
+        }
+        let mut freed = 0;
+        let mut moved = Vec::new();
+        for at in ack.sources.iter().filter(|at| at.source != 0) {
+            if let Some((id, export)) = link.logs.iter_mut().find(|(_, export)| export.number == at.source) {
+                export.held = at.hold;
+                if at.seq >= export.next || at.epoch == 0 {
+                    continue; // it acknowledges what was never sent, or holds back what it has nothing of
                 }
-                while export.in_flight.front().is_some_and(|(seq, _)| *seq <= at.seq) {
-                    let (_, bytes) = export.in_flight.pop_front().expect("looked at the front");
-                    export.in_flight_bytes -= bytes;
-                }
+                freed += export.in_flight.acknowledged(&at.seq);
                 export.mark = Some(proto::Mark { epoch: at.epoch, mark: at.seq, crc: at.crc });
                 export.mark_is_new = true;
+                moved.push(*id);
             } else if let Some(export) = link.spaces.values_mut().find(|export| export.number == at.source) {
-                while export.in_flight.front().is_some_and(|(pair, _)| *pair <= (at.epoch, at.seq)) {
-                    let (_, bytes) = export.in_flight.pop_front().expect("looked at the front");
-                    export.in_flight_bytes -= bytes;
-                }
+                freed += export.in_flight.acknowledged(&(at.epoch, at.seq));
                 export.mark = (at.epoch, at.seq);
                 export.mark_is_new = true;
             }
         }
+        link.in_flight_bytes -= freed;
         self.pump_links.insert(session);
         self.cursors_moved();
+        if self.config.relay {
+            self.passed_on(&moved);
+        }
     }
 
     /// Remembers on disk what receivers hold.
@@ -160,29 +166,36 @@ impl Core {
         }
     }
 
-    /// A QoS 0 message of this node goes up, if policy exports it.
-    pub(super) fn export_live(&mut self, topic: &str, frame: &Bytes) {
+    /// A QoS 0 message of this node, or of one behind it, goes above, if policy exports it.
+    pub(super) fn export_live(&mut self, origin: &Origin, topic: &str, frame: &Bytes) {
         if self.config.is_hub() || topic.starts_with("_INBOX/") {
             return;
         }
         if !self.config.exports.has_live(topic) {
             return;
         }
-        let mut sent = false;
-        for (session, link) in &mut self.links {
-            if link.phase != Phase::Established || link.peer.role != Role::Hub {
-                continue;
-            }
-            sent = true;
+        let own = *origin == self.own;
+        let above = |link: &Link| {
+            let relays = own || link.features.contains(FEATURE_RELAY);
+            link.phase == Phase::Established && link.side == Side::Above && relays
+        };
+        let sessions: Vec<SessionId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| above(link) && (own || !self.comes_from(link, origin)))
+            .map(|(session, _)| *session)
+            .collect();
+        if sessions.is_empty() {
+            self.stats.drop(DropReason::NoLink);
+        }
+        for session in sessions {
+            let link = self.links.get_mut(&session).expect("listed");
             if link.queued + frame.len() > limits::LINK_QUEUE_BYTES {
                 self.stats.drop(DropReason::LinkQueue);
                 continue;
             }
-            link.push_live(&self.own, Class::Telemetry, Flags::default(), 0, frame.clone());
-            self.pump_links.insert(*session);
-        }
-        if !sent {
-            self.stats.drop(DropReason::NoLink);
+            link.push_live(origin, Class::Telemetry, Flags::default(), 0, frame.clone());
+            self.pump_links.insert(session);
         }
     }
 }

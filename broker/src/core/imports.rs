@@ -6,37 +6,50 @@ use codec::{Class, Flags, FrameView, Kind, Record, proto};
 
 use super::{
     Core, DropReason,
-    event::{Origin, Peer, Role, SessionId},
+    event::{Origin, SessionId},
     ledger::Effect,
-    link::{Import, LinkSource},
-    log::{Log, LogId},
+    link::{Import, Link, LinkSource, Side},
+    log::{self, LogId},
     publish::Message,
 };
 
+/// Histories of one stream that a peer is told about.
+const HISTORIES_TOLD: usize = 8;
+
 impl Core {
-    /// What this broker durably holds of the peer's Logs.
-    pub(super) fn marks_for(&self, peer: &Peer) -> Vec<proto::LogMark> {
-        let hub = self.config.is_hub();
-        let theirs = |log: &&Log| {
-            let from_node = hub && log.origin == peer.name;
-            let from_hub = !hub && peer.role == Role::Hub && log.origin.is_empty();
-            !log.retired && (from_node || from_hub)
-        };
-        let mark = |log: &Log| proto::LogMark {
-            origin: log.origin.to_string(),
-            stream: log.stream.to_string(),
-            epoch: log.epoch(),
-            mark: log.durable_next - 1,
-            crc: log.crc_at(log.durable_next - 1).unwrap_or(0),
-        };
-        self.logs.values().filter(theirs).map(mark).collect()
+    /// Whether a peer brings what belongs to this origin and name.
+    fn brings(&self, link: &Link, origin: &Origin, name: &str) -> bool {
+        match link.side {
+            Side::Below => *origin == link.peer.name || link.behind.contains(origin),
+            Side::Above => {
+                let down = name.strip_prefix("down/");
+                let mine = |node: &str| *node == *self.own || self.forwards.contains_key(node);
+                origin.is_empty() && !self.config.is_hub() && down.is_none_or(mine)
+            }
+        }
     }
 
-    pub(super) fn positions_for(&self, peer: &Peer) -> Vec<proto::StatePosition> {
-        let hub = self.config.is_hub();
+    /// What this broker durably holds of the peer's Logs: of each stream the current history first, because
+    /// some builds look at that alone.
+    pub(super) fn marks_for(&self, link: &Link) -> Vec<proto::LogMark> {
+        let theirs = self.histories.iter().filter(|((origin, stream), _)| self.brings(link, origin, stream));
+        let mark = |id: &LogId| {
+            let log = &self.logs[id];
+            proto::LogMark {
+                origin: log.origin.to_string(),
+                stream: log.stream.to_string(),
+                epoch: log.epoch(),
+                mark: log.durable_next - 1,
+                crc: log.crc_at(log.durable_next - 1).unwrap_or(0),
+            }
+        };
+        theirs.flat_map(|(_, ids)| ids.iter().rev().take(HISTORIES_TOLD).map(mark)).collect()
+    }
+
+    pub(super) fn positions_for(&self, link: &Link) -> Vec<proto::StatePosition> {
         self.spaces
             .iter()
-            .filter(|space| if hub { space.origin == peer.name } else { space.origin.is_empty() })
+            .filter(|space| !space.owned && self.brings(link, &space.origin, &space.name))
             .map(|space| proto::StatePosition {
                 origin: space.origin.to_string(),
                 space: space.name.to_string(),
@@ -54,8 +67,12 @@ impl Core {
             return Err(format!("a record of source {number}, which was not declared"));
         };
         match (import, record.header.kind) {
-            (Import::Log { origin, stream, class }, Kind::LOG | Kind::GAP) => {
-                self.import_log(&origin, &stream, class, record)?;
+            (Import::Log { origin, stream, class, .. }, Kind::LOG | Kind::GAP) => {
+                let id = self.import_log(&origin, &stream, class, record)?;
+                let link = self.links.get_mut(&session).expect("the link that sent it");
+                if let Some(Import::Log { log, .. }) = link.imports.get_mut(&number) {
+                    *log = Some(id);
+                }
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
             (Import::State { space }, Kind::PUT | Kind::TOMBSTONE) => {
@@ -87,10 +104,11 @@ impl Core {
         stream: &Arc<str>,
         class: Class,
         record: Record,
-    ) -> Result<(), String> {
+    ) -> Result<LogId, String> {
         if record.header.seq >= u64::MAX - 1 {
             return Err("a seq beyond any Log".to_owned());
         }
+        let mut record = record;
         let (from, to, new_epoch) = match record.header.kind {
             Kind::GAP => {
                 let gap: proto::Gap =
@@ -103,12 +121,15 @@ impl Core {
             }
             _ => (record.header.seq, record.header.seq, None),
         };
-        let current = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream))).copied();
-        let id = match (current, new_epoch) {
-            (Some(id), Some(epoch)) if self.logs[&id].epoch() == epoch => id,
-            (_, Some(epoch)) => {
+        let name = (Arc::clone(origin), Arc::clone(stream));
+        let epoch = new_epoch.unwrap_or(record.header.epoch);
+        let histories = self.histories.get(&name).map_or(&[][..], Vec::as_slice);
+        let known = histories.iter().rev().find(|id| self.logs[id].epoch() == epoch).copied();
+        let id = match (known, new_epoch) {
+            (Some(id), _) => id,
+            (None, Some(epoch)) => {
                 // Seqs may begin again below the old mark: what follows gets a source of its own.
-                if current.is_some() {
+                if !histories.is_empty() {
                     self.stats.gap("epoch_change", 0);
                     let message =
                         format!("stream {stream} of {origin:?} began a new epoch at seq {}", to + 1);
@@ -116,42 +137,101 @@ impl Core {
                 }
                 let id = self.new_log(origin, stream, class, to + 1, Some(epoch));
                 self.import_next(id, record);
-                return Ok(());
+                return Ok(id);
             }
-            (Some(id), None) => id,
-            (None, None) => self.log_of(origin, stream, class, Some(record.header.epoch)),
+            (None, None) if histories.is_empty() => self.log_of(origin, stream, class, Some(epoch)),
+            (None, None) => {
+                return Err(format!("stream {stream}: seq {to} under an epoch that was not announced"));
+            }
         };
         let log = &self.logs[&id];
+        // An announcement stands for no record; it comes again by every path.
         if to < log.next {
             self.stats.link_duplicates_in += 1;
-            return Ok(());
+            return Ok(id);
         }
-        if record.header.epoch != log.epoch() {
-            return Err(format!("stream {stream}: seq {to} under an epoch that was not announced"));
-        }
-        if from > log.next || (new_epoch.is_none() && record.header.kind == Kind::LOG && from != log.next) {
+        if from > log.next || (record.header.kind == Kind::LOG && from != log.next) {
             return Err(format!("stream {stream}: seq {from} after {}", log.next - 1));
         }
+        if record.header.kind == Kind::GAP && from < log.next {
+            // Another path brought a part of what this one has lost.
+            record.body = log::without(&record.body, log.next - from);
+        }
         self.import_next(id, record);
-        Ok(())
+        Ok(id)
     }
 
     fn import_next(&mut self, id: LogId, record: Record) {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
-        let frame = (record.header.kind == Kind::LOG && !self.config.is_hub()).then(|| record.body.clone());
+        let mine = log.down_to() == Some(&*self.config.name);
+        let frame = (record.header.kind == Kind::LOG && mine).then(|| record.body.clone());
         if record.header.kind == Kind::GAP {
             self.stats.gap("received", 1);
         }
         log.import(&mut self.ledger, record);
-        if let Some(first) = log.over_quota() {
-            let dropped = first - log.first;
-            log.trim(&mut self.ledger, first);
-            self.stats.gap("trimmed", dropped);
-        }
+        self.trim_imported(id);
         if let Some(frame) = frame {
             // The retained value that a down message asks for enters with the mark, in one group.
             self.retain_if_asked(&frame);
         }
+    }
+
+    /// Keeps to the quota of a Log that came over a link. A relay drops nothing that it has not passed on:
+    /// it makes the sender wait instead, where the stream's own policy holds.
+    fn trim_imported(&mut self, id: LogId) {
+        let passes = self.passes_on(id);
+        let passed = if passes { self.passed_upto(id) } else { u64::MAX };
+        let log = self.logs.get_mut(&id).expect("a Log's id is valid");
+        let Some(first) = log.over_quota().map(|first| first.min(passed.saturating_add(1))) else { return };
+        if first > log.first {
+            let dropped = first - log.first;
+            log.trim(&mut self.ledger, first);
+            if !passes {
+                self.stats.gap("trimmed", dropped);
+            }
+        }
+    }
+
+    /// Whether a Log is here on its way to somebody else.
+    fn passes_on(&self, id: LogId) -> bool {
+        let log = &self.logs[&id];
+        self.config.relay && log.origin != self.own && log.down_to() != Some(&*self.config.name)
+    }
+
+    /// Up to where a Log that is passed on has arrived.
+    pub(super) fn passed_upto(&self, id: LogId) -> u64 {
+        let live = self.links.values().filter_map(|link| link.logs.get(&id)?.mark.as_ref());
+        let stored = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark);
+        live.chain(stored).map(|mark| mark.mark).max().unwrap_or(0)
+    }
+
+    /// Whether the sender of a Log is to wait: this relay is full of it.
+    fn holds(&self, id: LogId) -> bool {
+        let log = &self.logs[&id];
+        self.passes_on(id)
+            && log.bytes > log.bytes_max
+            && log.bytes_after(self.passed_upto(id)) > log.bytes_max
+    }
+
+    /// Logs that are passed on have got further: what waited for that goes on.
+    pub(super) fn passed_on(&mut self, logs: &[LogId]) {
+        for id in logs.iter().filter(|id| self.passes_on(**id)).copied().collect::<Vec<_>>() {
+            self.trim_imported(id);
+        }
+        let mut owing = Vec::new();
+        for (session, link) in &self.links {
+            for number in &link.holding {
+                if let Some(Import::Log { log: Some(id), .. }) = link.imports.get(number)
+                    && !self.holds(*id)
+                {
+                    owing.push((*session, *number));
+                }
+            }
+        }
+        for (session, number) in owing {
+            self.on_import_durable(session, number);
+        }
+        self.flush_acks();
     }
 
     fn import_live(&mut self, session: SessionId, origin: &Origin, record: &Record) {
@@ -161,16 +241,27 @@ impl Core {
             return self.stats.drop(DropReason::NotAuthorized);
         }
         let correlation = record.header.seq;
-        if flags.contains(Flags::REPLY) {
-            return self.on_reply(session, correlation, &record.body);
+        let link = &self.links[&session];
+        let below = link.side == Side::Below;
+        if below && !link.present.contains(origin) {
+            return self.stats.drop(DropReason::Fenced);
         }
-        let asks = flags.contains(Flags::REQUEST) && !self.config.is_hub();
+        if below && flags.contains(Flags::REPLY) {
+            return self.on_reply(session, origin, correlation, &record.body);
+        }
+        let asks = flags.contains(Flags::REQUEST) && !below;
+        if asks && *origin != self.own {
+            return self.pass_request(session, origin, correlation, &record.body);
+        }
         if !self.config.imports.has_live(view.topic()) {
             self.stats.drop(DropReason::NotImported);
             if asks {
                 self.answer_nobody(session, correlation);
             }
             return;
+        }
+        if below && !self.config.is_hub() {
+            return self.export_live(origin, view.topic(), &record.body);
         }
         let reply = if asks { self.open_hop(session, correlation) } else { None };
         if asks && reply.is_none() {
@@ -204,24 +295,33 @@ impl Core {
             let Some(link) = self.links.get_mut(&session) else { continue };
             let owed = std::mem::take(&mut link.owed);
             let link = &self.links[&session];
-            let sources =
+            let sources: Vec<proto::SourceAck> =
                 owed.iter().filter_map(|number| self.position_of(*number, &link.imports[number])).collect();
-            self.send_control(session, proto::control::Message::Ack(proto::Ack { sources }));
+            let link = self.links.get_mut(&session).expect("looked at it");
+            for at in &sources {
+                if at.hold {
+                    link.holding.insert(at.source);
+                } else {
+                    link.holding.remove(&at.source);
+                }
+            }
+            let ack = proto::Ack { sources, window: None };
+            self.send_control(session, proto::control::Message::Ack(ack));
         }
     }
 
     fn position_of(&self, source: LinkSource, import: &Import) -> Option<proto::SourceAck> {
         match import {
-            Import::Log { origin, stream, .. } => {
-                let id = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream)))?;
-                let log = &self.logs[id];
+            Import::Log { log, .. } => {
+                let id = (*log)?;
+                let log = &self.logs[&id];
                 let seq = log.durable_next - 1;
                 let crc = log.crc_at(seq).unwrap_or(0);
-                Some(proto::SourceAck { source, epoch: log.epoch(), seq, crc })
+                Some(proto::SourceAck { source, epoch: log.epoch(), seq, crc, hold: self.holds(id) })
             }
             Import::State { space } => {
                 let (epoch, seq) = self.spaces[*space].durable;
-                Some(proto::SourceAck { source, epoch, seq, crc: 0 })
+                Some(proto::SourceAck { source, epoch, seq, crc: 0, hold: false })
             }
             Import::Live { .. } | Import::Unknown => None,
         }

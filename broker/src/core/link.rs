@@ -11,18 +11,22 @@
 //!
 //! Resume positions always come from the receiver. Identity comes from the peer's certificate alone; every
 //! source that a peer declares is authorized against it, and a record can only belong to a declared source.
+//!
+//! Every link has an end *above*, nearer to the tier, and one *below*. A node dials above; what dials a hub
+//! or a relay is below. A relay is a node with both: what comes from below it keeps and sends above with its
+//! origin, and the other way round. Nothing is sent to where it came from.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 
 use codec::{Class, Flags, Kind, Record, RecordHeader, proto};
 
 use super::{
-    Core, Party, Timer,
+    Core, Party, claims, credit,
     event::{CloseReason, LinkOpen, Origin, Output, Peer, Role, SessionId},
+    forwards::Behind,
     log::LogId,
     space::Pair,
 };
@@ -30,21 +34,24 @@ use crate::{limits, store::SourceKind};
 
 /// Protocol versions that this build speaks.
 const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;
-/// Sources that one peer may declare.
-const SOURCES_MAX: usize = 256;
 
-const REPLACED: &str = "this enrolment was replaced by a newer one: join again with a new token";
+/// The peer understands presence, fences, the list of forwards, and origins that are not its own.
+pub(super) const FEATURE_RELAY: &str = "relay";
+/// The peer grants windows and keeps to those that it is granted.
+pub(super) const FEATURE_CREDIT: &str = "credit";
+/// What this build can do beyond its protocol version.
+const FEATURES: [&str; 2] = [FEATURE_RELAY, FEATURE_CREDIT];
 
 /// A number that the peer declared for a source of its own.
 pub(super) type LinkSource = u32;
 
-/// Who holds a node's name at this hub.
-#[derive(Debug)]
-pub(super) struct Claim {
-    instance: Vec<u8>,
-    pub(super) session: Option<SessionId>,
-    /// When its last link ended.
-    released: Duration,
+/// Where the peer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Nearer to the tier: it was dialled.
+    Above,
+    /// A node, or a relay with what is behind it: it dialled.
+    Below,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +67,25 @@ pub(super) enum Phase {
 pub(super) struct Link {
     pub(super) peer: Peer,
     pub(super) phase: Phase,
+    pub(super) side: Side,
+    /// What both ends can do.
+    pub(super) features: BTreeSet<&'static str>,
+    /// Whom a peer below may speak for beside itself.
+    pub(super) behind: Behind,
+    /// Nodes that are reached by this link now.
+    pub(super) present: BTreeSet<Origin>,
+    /// Requests that went this way and wait for their answers.
+    pub(super) asked: BTreeSet<u64>,
+    /// What the peer held when the session began.
+    pub(super) peer_marks: Vec<proto::LogMark>,
+    pub(super) peer_positions: Vec<proto::StatePosition>,
+    /// Exports were completed when this many changes had happened.
+    pub(super) exports_seen: u64,
+    /// Bytes that may be in flight, as the peer grants them; and those that are.
+    pub(super) window: proto::Window,
+    pub(super) in_flight_bytes: usize,
+    /// The window that the peer was granted.
+    pub(super) granted: proto::Window,
     /// Bytes in its outbox.
     pub(super) queued: usize,
     next_number: u32,
@@ -70,6 +96,8 @@ pub(super) struct Link {
     pub(super) imports: BTreeMap<LinkSource, Import>,
     /// Sources of the peer whose durable position it has not been told.
     pub(super) owed: BTreeSet<LinkSource>,
+    /// Sources of the peer of which it was told to send no more for now.
+    pub(super) holding: BTreeSet<LinkSource>,
     pending: BTreeMap<Class, Vec<Record>>,
     /// What came before Welcome: classes overtake control, because each has a stream of its own.
     early: Vec<Record>,
@@ -85,11 +113,11 @@ pub(super) struct LogExport {
     pub(super) epoch: u64,
     /// Next seq to send.
     pub(super) next: u64,
-    /// Sent and not acknowledged.
-    pub(super) in_flight: VecDeque<(u64, usize)>,
-    pub(super) in_flight_bytes: usize,
+    pub(super) in_flight: InFlight<u64>,
     /// A read is under way.
     pub(super) reading: bool,
+    /// The peer takes no more of it for now.
+    pub(super) held: bool,
     /// The peer's mark is being compared with a record in the store.
     pub(super) checking: Option<proto::LogMark>,
     /// What the peer acknowledged last, and whether that is on disk.
@@ -97,14 +125,43 @@ pub(super) struct LogExport {
     pub(super) mark_is_new: bool,
 }
 
+/// What was sent and not acknowledged, in order of its positions.
+#[derive(Debug)]
+pub(super) struct InFlight<P> {
+    records: VecDeque<(P, usize)>,
+    pub(super) bytes: usize,
+}
+
+impl<P> Default for InFlight<P> {
+    fn default() -> Self {
+        Self { records: VecDeque::new(), bytes: 0 }
+    }
+}
+
+impl<P: PartialOrd> InFlight<P> {
+    pub(super) fn sent(&mut self, at: P, bytes: usize) {
+        self.records.push_back((at, bytes));
+        self.bytes += bytes;
+    }
+
+    /// The peer holds everything up to here: the bytes that are no longer in flight.
+    pub(super) fn acknowledged(&mut self, upto: &P) -> usize {
+        let before = self.bytes;
+        while self.records.front().is_some_and(|(at, _)| at <= upto) {
+            self.bytes -= self.records.pop_front().expect("looked at the front").1;
+        }
+        before - self.bytes
+    }
+}
+
 /// A space on its way to the peer.
 #[derive(Debug)]
 pub(super) struct StateExport {
     pub(super) number: u32,
-    /// Sent up to here.
+    /// Sent up to here, and to this local revision.
     pub(super) position: Pair,
-    pub(super) in_flight: VecDeque<(Pair, usize)>,
-    pub(super) in_flight_bytes: usize,
+    pub(super) cursor: u64,
+    pub(super) in_flight: InFlight<Pair>,
     /// A barrier is owed once everything up to this pair is sent.
     pub(super) barrier: Option<Pair>,
     /// What the peer acknowledged last, and whether that is on disk.
@@ -119,6 +176,8 @@ pub(super) enum Import {
         origin: Origin,
         stream: Arc<str>,
         class: Class,
+        /// The history that its last record belongs to.
+        log: Option<LogId>,
     },
     State {
         space: usize,
@@ -135,6 +194,17 @@ impl Link {
         Self {
             peer: open.peer.clone(),
             phase: if open.dialler { Phase::AwaitingWelcome } else { Phase::AwaitingHello },
+            side: if open.dialler { Side::Above } else { Side::Below },
+            features: BTreeSet::new(),
+            behind: Behind::default(),
+            present: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            peer_marks: Vec::new(),
+            peer_positions: Vec::new(),
+            exports_seen: 0,
+            window: credit::UNTOLD,
+            in_flight_bytes: 0,
+            granted: credit::UNTOLD,
             queued: 0,
             next_number: 0,
             live: BTreeMap::new(),
@@ -142,6 +212,7 @@ impl Link {
             spaces: BTreeMap::new(),
             imports: BTreeMap::new(),
             owed: BTreeSet::new(),
+            holding: BTreeSet::new(),
             pending: BTreeMap::new(),
             early: Vec::new(),
             early_bytes: 0,
@@ -220,22 +291,21 @@ impl Core {
         if self.draining.is_some() {
             self.refuse(open.session, proto::RefusalReason::Overloaded, "this process is stopping", 1000);
         } else if open.dialler {
-            let hello = self.hello(&open.peer);
+            let hello = self.hello(open.session);
             self.send_control(open.session, proto::control::Message::Hello(hello));
+        } else if !self.config.is_hub() && !self.config.relay {
+            self.refuse(open.session, proto::RefusalReason::NotAuthorized, "this node is no relay", 0);
         }
     }
 
     pub(super) fn on_link_closed(&mut self, session: SessionId) {
         self.sessions.remove(&session);
         self.pump_links.remove(&session);
-        let Some(link) = self.links.remove(&session) else { return };
+        let Some(mut link) = self.links.remove(&session) else { return };
         self.write_marks_of(&link);
-        if let Some(claim) = self.claims.get_mut(&link.peer.name)
-            && claim.session == Some(session)
-        {
-            claim.session = None;
-            claim.released = self.now.mono;
-        }
+        self.release_all(session, &std::mem::take(&mut link.present));
+        self.fail_all_requests(&std::mem::take(&mut link.asked));
+        self.grant_anew();
     }
 
     pub(super) fn on_link_received(&mut self, session: SessionId, records: Vec<Record>) {
@@ -265,15 +335,27 @@ impl Core {
         use proto::control::Message;
         let control: proto::Control =
             codec::decode(record.body).map_err(|error| format!("a control message that is none: {error}"))?;
+        let side = self.links[&session].side;
         match (control.message, phase) {
-            (Some(Message::Hello(hello)), Phase::AwaitingHello) => self.on_hello(session, &hello),
-            (Some(Message::Welcome(welcome)), Phase::AwaitingWelcome) => self.on_welcome(session, &welcome),
+            (Some(Message::Hello(hello)), Phase::AwaitingHello) => self.on_hello(session, hello),
+            (Some(Message::Welcome(welcome)), Phase::AwaitingWelcome) => self.on_welcome(session, welcome),
             (Some(Message::Refusal(refusal)), _) => {
                 self.on_refused(session, refusal);
                 Ok(())
             }
             (Some(Message::Ack(ack)), Phase::Established) => {
                 self.on_ack(session, &ack);
+                Ok(())
+            }
+            (Some(Message::Presence(presence)), Phase::Established) if side == Side::Below => {
+                self.on_presence(session, &presence)
+            }
+            (Some(Message::Fence(fence)), Phase::Established) if side == Side::Above => {
+                self.on_fence(fence);
+                Ok(())
+            }
+            (Some(Message::Forwards(told)), Phase::Established) if side == Side::Above => {
+                self.on_forwards(&told.forwards);
                 Ok(())
             }
             (Some(Message::Drain(_)), _) => {
@@ -283,32 +365,36 @@ impl Core {
             }
             // Heartbeats end in the link task; what a newer peer says is skipped.
             (Some(Message::Heartbeat(_) | Message::HeartbeatAck(_)) | None, _) => Ok(()),
-            (Some(Message::Hello(_) | Message::Welcome(_) | Message::Ack(_)), _) => {
-                Err("a control message out of order".to_owned())
-            }
+            (Some(_), _) => Err("a control message out of order".to_owned()),
         }
     }
 
-    fn hello(&self, peer: &Peer) -> proto::Hello {
+    fn hello(&mut self, session: SessionId) -> proto::Hello {
+        // A wall clock that was set back must not make a newer dial look older.
+        self.last_claim = self.now.wall_us.max(self.last_claim + 1);
+        let window = self.grant(session);
+        let link = &self.links[&session];
         proto::Hello {
             protocol_min: *PROTOCOL.start(),
             protocol_max: *PROTOCOL.end(),
-            features: Vec::new(),
+            features: FEATURES.map(str::to_owned).to_vec(),
             instance: bytes::Bytes::copy_from_slice(&self.config.instance),
             dictionaries: Vec::new(),
-            logs: self.log_offers(peer),
-            states: self.state_offers(peer),
-            marks: self.marks_for(peer),
-            positions: self.positions_for(peer),
+            logs: self.log_offers(link),
+            states: self.state_offers(link),
+            marks: self.marks_for(link),
+            positions: self.positions_for(link),
             software: concat!("octobus/", env!("CARGO_PKG_VERSION")).to_owned(),
+            claim: self.last_claim,
+            window: Some(window),
         }
     }
 
-    fn on_hello(&mut self, session: SessionId, hello: &proto::Hello) -> Result<(), String> {
+    fn on_hello(&mut self, session: SessionId, hello: proto::Hello) -> Result<(), String> {
         if hello.protocol_max < *PROTOCOL.start() || hello.protocol_min > *PROTOCOL.end() {
             let (min, max) = (hello.protocol_min, hello.protocol_max);
             let what = format!(
-                "this hub speaks protocol {PROTOCOL:?}, the node {min} to {max}: upgrade the older one"
+                "this side speaks protocol {PROTOCOL:?}, the node {min} to {max}: upgrade the older one"
             );
             self.refuse(session, proto::RefusalReason::ProtocolVersion, &what, 0);
             return Ok(());
@@ -317,38 +403,65 @@ impl Core {
             return Err("an instance that has not 16 bytes".to_owned());
         }
         let peer = self.links[&session].peer.clone();
-        if self.generations.get(&peer.name).is_some_and(|least| peer.generation < *least) {
-            self.refuse(session, proto::RefusalReason::Revoked, REPLACED, 0);
+        if peer.role != Role::Node {
+            self.refuse(session, proto::RefusalReason::NotAuthorized, "only nodes link here", 0);
             return Ok(());
         }
-        if !self.claim(session, &peer, &hello.instance) {
+        let present = proto::Present {
+            name: peer.name.to_string(),
+            linked: true,
+            instance: hello.instance.clone(),
+            generation: peer.generation,
+            claim: hello.claim,
+            via: Vec::new(),
+        };
+        let admitted = self.admit(&peer).and_then(|()| self.claim(session, &peer.name, &present));
+        if let Err(refusal) = admitted {
+            self.refuse_with(session, refusal);
             return Ok(());
         }
+        let behind = self.behind(&peer.name);
+        let window = self.grant(session);
+        let link = self.links.get_mut(&session).expect("the link that said hello");
+        link.features = common(&hello.features);
+        let forwards = behind.list();
+        link.behind = behind;
+        let link = &self.links[&session];
         let welcome = proto::Welcome {
             protocol: hello.protocol_max.min(*PROTOCOL.end()),
-            features: Vec::new(),
+            features: FEATURES.map(str::to_owned).to_vec(),
             time_us: self.now.wall_us,
-            marks: self.marks_for(&peer),
-            positions: self.positions_for(&peer),
-            logs: self.log_offers(&peer),
-            states: self.state_offers(&peer),
+            marks: self.marks_for(link),
+            positions: self.positions_for(link),
+            logs: self.log_offers(link),
+            states: self.state_offers(link),
             instance: bytes::Bytes::copy_from_slice(&self.config.instance),
             tier: self.config.tier.to_string(),
+            forwards,
+            window: Some(window),
         };
         self.send_control(session, proto::control::Message::Welcome(welcome));
-        self.establish(session, &hello.marks, &hello.positions);
+        self.establish(session, hello.marks, hello.positions, hello.window);
         Ok(())
     }
 
-    fn on_welcome(&mut self, session: SessionId, welcome: &proto::Welcome) -> Result<(), String> {
+    fn on_welcome(&mut self, session: SessionId, welcome: proto::Welcome) -> Result<(), String> {
         if !PROTOCOL.contains(&welcome.protocol) {
-            return Err(format!("the hub chose protocol {}", welcome.protocol));
+            return Err(format!("the peer chose protocol {}", welcome.protocol));
         }
         self.conditions.remove(&("DuplicateIdentity", self.config.name.to_string()));
         self.conditions.remove(&("LinkRefused", self.config.name.to_string()));
-        self.establish(session, &welcome.marks, &welcome.positions);
+        let link = self.links.get_mut(&session).expect("the link that was welcomed");
+        link.features = common(&welcome.features);
+        if link.features.contains(FEATURE_RELAY) {
+            self.on_forwards(&welcome.forwards);
+        }
+        self.establish(session, welcome.marks, welcome.positions, welcome.window);
         let link = self.links.get_mut(&session).expect("just established");
         let early = std::mem::take(&mut link.early);
+        if link.features.contains(FEATURE_RELAY) {
+            self.tell_presence(session);
+        }
         self.on_link_received(session, early);
         Ok(())
     }
@@ -356,66 +469,21 @@ impl Core {
     fn establish(
         &mut self,
         session: SessionId,
-        marks: &[proto::LogMark],
-        positions: &[proto::StatePosition],
+        marks: Vec<proto::LogMark>,
+        positions: Vec<proto::StatePosition>,
+        window: Option<proto::Window>,
     ) {
         let link = self.links.get_mut(&session).expect("the link that said hello");
         link.phase = Phase::Established;
-        self.begin_exports(session, marks, positions);
+        link.peer_marks = marks;
+        link.peer_positions = positions;
+        if let Some(window) = window.filter(|_| link.features.contains(FEATURE_CREDIT)) {
+            link.window = window;
+        }
+        link.exports_seen = 0;
+        self.add_missing_exports(session);
         self.pump_links.insert(session);
-    }
-
-    /// Takes the node's name for this session, or refuses. The newest session of an instance fences the
-    /// older; a second instance waits until the first has been away for a while.
-    fn claim(&mut self, session: SessionId, peer: &Peer, instance: &[u8]) -> bool {
-        let hold = self.config.duplicate_hold;
-        let now = self.now.mono;
-        if let Some(held) = self.claims.get(&peer.name) {
-            let other = held.instance != instance;
-            let busy = held.session.is_some() || now < held.released + hold;
-            if other && busy {
-                let what = format!(
-                    "another instance of node {} is linked (or was within {} s): two machines hold the same \
-                     certificate; stop one, or enrol it under its own name",
-                    peer.name,
-                    hold.as_secs()
-                );
-                self.set_condition("DuplicateIdentity", peer.name.to_string(), what.clone());
-                let since_us = self.now.wall_us;
-                let subject = peer.name.to_string();
-                self.after(Duration::from_mins(10), Timer::Condition("DuplicateIdentity", subject, since_us));
-                let retry = u32::try_from(hold.as_millis()).unwrap_or(u32::MAX);
-                self.refuse(session, proto::RefusalReason::DuplicateIdentity, &what, retry);
-                return false;
-            }
-            if let Some(older) = held.session {
-                self.refuse(
-                    older,
-                    proto::RefusalReason::Fenced,
-                    "a newer session of this instance exists",
-                    0,
-                );
-            }
-        }
-        let claim = Claim { instance: instance.to_vec(), session: Some(session), released: now };
-        self.claims.insert(Arc::clone(&peer.name), claim);
-        true
-    }
-
-    /// Whoever holds an older certificate of this node is out, whatever it has said so far; the new one is
-    /// no duplicate of it.
-    pub(super) fn replace_generation(&mut self, node: &Origin, generation: u32) {
-        self.generations.insert(Arc::clone(node), generation);
-        let older = |link: &Link| {
-            let theirs = link.peer.role == Role::Node && link.peer.name == *node;
-            theirs && link.peer.generation < generation && link.phase != Phase::Closing
-        };
-        let out: Vec<SessionId> =
-            self.links.iter().filter(|(_, link)| older(link)).map(|(session, _)| *session).collect();
-        for session in out {
-            self.refuse(session, proto::RefusalReason::Revoked, REPLACED, 0);
-        }
-        self.claims.remove(node);
+        self.grant_anew();
     }
 
     /// The peer refused this side: remembered as a condition, because somebody has to do something.
@@ -440,95 +508,19 @@ impl Core {
         message: &str,
         retry_after_ms: u32,
     ) {
-        self.stats.refuse(reason.as_str_name());
-        let refusal = proto::Refusal { reason: reason as i32, message: message.to_owned(), retry_after_ms };
+        self.refuse_with(session, claims::refusal(reason, message.to_owned(), retry_after_ms));
+    }
+
+    pub(super) fn refuse_with(&mut self, session: SessionId, refusal: proto::Refusal) {
+        self.stats.refuse(refusal.reason().as_str_name());
         self.send_control(session, proto::control::Message::Refusal(refusal.clone()));
         self.flush_link(session);
         let link = self.links.get_mut(&session).expect("a link to refuse");
         link.phase = Phase::Closing;
-        let peer = Arc::clone(&link.peer.name);
+        let (present, asked) = (std::mem::take(&mut link.present), std::mem::take(&mut link.asked));
         self.output(session, Output::Close(CloseReason::Refused(refusal)));
-        if let Some(claim) = self.claims.get_mut(&peer)
-            && claim.session == Some(session)
-        {
-            claim.session = None;
-            claim.released = self.now.mono;
-        }
-    }
-
-    /// The established link of a node, at a hub.
-    pub(super) fn link_of(&self, node: &str) -> Option<SessionId> {
-        let session = self.claims.get(node)?.session?;
-        let link = self.links.get(&session)?;
-        (link.phase == Phase::Established).then_some(session)
-    }
-
-    /// A declare binds a number, if this peer may speak of that source.
-    fn on_declare(&mut self, session: SessionId, record: Record) -> Result<(), String> {
-        let number = record.header.source;
-        let declare: proto::Declare =
-            codec::decode(record.body).map_err(|error| format!("a declare that is none: {error}"))?;
-        let Some(class) = u8::try_from(declare.class).ok().and_then(Class::from_u8) else {
-            return Err(format!("a source of class {}", declare.class));
-        };
-        let link = &self.links[&session];
-        if link.imports.len() >= SOURCES_MAX || number == 0 || link.imports.contains_key(&number) {
-            return Err(format!("source number {number} declared twice, or too many sources"));
-        }
-        let import = match self.authorize(&link.peer.clone(), &declare, class) {
-            Ok(import) => import,
-            Err(what) => {
-                self.stats.drop(super::DropReason::NotAuthorized);
-                let peer = Arc::clone(&self.links[&session].peer.name);
-                self.set_condition("NotAuthorized", peer.to_string(), what.clone());
-                self.refuse(session, proto::RefusalReason::NotAuthorized, &what, 0);
-                return Ok(());
-            }
-        };
-        let link = self.links.get_mut(&session).expect("looked at it");
-        link.imports.insert(number, import);
-        Ok(())
-    }
-
-    /// Default deny: what is not listed here, nobody may send.
-    fn authorize(&mut self, peer: &Peer, declare: &proto::Declare, class: Class) -> Result<Import, String> {
-        let origin: Origin = declare.origin.as_str().into();
-        let name: Arc<str> = declare.name.as_str().into();
-        let refused = || {
-            Err(format!(
-                "{} may not send source origin={:?} kind={} name={:?}",
-                peer.name, declare.origin, declare.kind, declare.name
-            ))
-        };
-        let from_node = self.config.is_hub() && peer.role == Role::Node && origin == peer.name;
-        let from_hub = !self.config.is_hub() && peer.role == Role::Hub;
-        let to_me = from_hub && origin == self.own;
-        let imports = &self.config.imports;
-        let taken = match declare.kind {
-            2 => imports.has_stream(&name),
-            3 => imports.has_space(&name),
-            _ => true,
-        };
-        let import = match declare.kind {
-            1 if from_node || to_me => Ok(Import::Live { origin }),
-            2 if from_node => {
-                codec::topic::validate_topic(&name).map_err(|error| format!("stream name: {error}"))?;
-                Ok(Import::Log { origin, stream: name, class })
-            }
-            2 if from_hub && origin.is_empty() && *name == *format!("down/{}", self.config.name) => {
-                Ok(Import::Log { origin, stream: name, class })
-            }
-            3 if from_node && super::NODE_SPACES.contains(&&*name) => {
-                Ok(Import::State { space: self.space_of(&origin, &name) })
-            }
-            3 if from_hub && origin.is_empty() && &*name == "fleet" => {
-                Ok(Import::State { space: self.space_of(&origin, &name) })
-            }
-            1..=3 => refused(),
-            _ => Ok(Import::Unknown),
-        };
-        // What configuration does not take is skipped, and stays unacknowledged with its sender.
-        import.map(|import| if taken { import } else { Import::Unknown })
+        self.release_all(session, &present);
+        self.fail_all_requests(&asked);
     }
 
     pub(super) fn send_control(&mut self, session: SessionId, message: proto::control::Message) {
@@ -557,4 +549,9 @@ impl Core {
             self.output(session, Output::Send { class, records });
         }
     }
+}
+
+/// What the peer names and this build can do as well.
+fn common(theirs: &[String]) -> BTreeSet<&'static str> {
+    FEATURES.into_iter().filter(|feature| theirs.iter().any(|named| named == feature)).collect()
 }

@@ -104,6 +104,16 @@ impl Log {
         }
     }
 
+    /// Whose, and which stream.
+    pub(super) fn name(&self) -> (Origin, Arc<str>) {
+        (Arc::clone(&self.origin), Arc::clone(&self.stream))
+    }
+
+    /// The node that a Log `down/<node>` of the tier is for.
+    pub(super) fn down_to(&self) -> Option<&str> {
+        self.stream.strip_prefix("down/").filter(|_| self.origin.is_empty())
+    }
+
     /// The epoch of the next append.
     pub(super) fn epoch(&self) -> u64 {
         self.epochs.last().map_or(0, |(_, epoch)| *epoch)
@@ -207,6 +217,15 @@ impl Log {
         first
     }
 
+    /// Bytes kept behind `seq`, to the precision of a stretch.
+    pub(super) fn bytes_after(&self, seq: u64) -> u64 {
+        if seq + 1 >= self.next {
+            return 0;
+        }
+        let ends = self.stretches.iter().skip(1).map(|(next, _)| *next).chain([self.next]);
+        self.stretches.iter().zip(ends).filter(|(_, end)| seq + 1 < *end).map(|((_, bytes), _)| bytes).sum()
+    }
+
     /// Drops everything below `first`, durably.
     pub(super) fn trim(&mut self, ledger: &mut Ledger, first: u64) {
         while self.stretches.len() > 1 && self.stretches[1].0 <= first {
@@ -242,6 +261,18 @@ pub(super) fn range_of(record: &Record) -> (u64, u64) {
     match codec::decode::<proto::Gap>(record.body.clone()) {
         Ok(gap) => (gap.from, to),
         Err(_) => (to, to),
+    }
+}
+
+/// The body of a gap without its first seqs.
+pub(super) fn without(body: &Bytes, first: u64) -> Bytes {
+    match codec::decode::<proto::Gap>(body.clone()) {
+        Ok(mut gap) => {
+            gap.from += first;
+            gap.count = gap.count.saturating_sub(first);
+            codec::encode(&gap)
+        }
+        Err(_) => body.clone(),
     }
 }
 

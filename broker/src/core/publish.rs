@@ -205,7 +205,7 @@ impl Core {
             self.no_responders(inbox, "503", "no responders");
         }
         if message.reply.is_none() {
-            self.export_live(topic, &message.frame);
+            self.export_live(&own, topic, &message.frame);
         }
     }
 
@@ -214,14 +214,16 @@ impl Core {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         log.durable_next = log.durable_next.max(seq + 1);
         let Some(record) = log.in_tail(seq).filter(|record| record.header.kind == Kind::LOG).cloned() else {
-            return;
+            return self.pump_exports_of(id); // a gap, which is passed on in its place
         };
         let position = Position { stream: Arc::clone(&log.stream), epoch: record.header.epoch, seq };
-        // On a node, what came down is a local topic.
-        let origin = if self.config.is_hub() { Arc::clone(&log.origin) } else { Arc::clone(&self.own) };
-        if self.config.is_hub() && origin.is_empty() {
-            self.pump_exports_of(id);
-            return; // a `down` Log: for its node alone
+        // On a node, what came down for it is a local topic. What is for another, and what a relay passes
+        // on, is nobody's here.
+        let down = log.down_to().is_some();
+        let origin = if down { Arc::clone(&self.own) } else { Arc::clone(&log.origin) };
+        let foreign = if self.config.is_hub() { down } else { !self.is_readable(&self.logs[&id]) };
+        if foreign {
+            return self.pump_exports_of(id);
         }
         let Ok(view) = FrameView::parse(&record.body) else { return };
         let qos = if record.header.flags.contains(Flags::QOS2) { 2 } else { 1 };

@@ -13,6 +13,7 @@ use rand::Rng;
 use super::{
     Config, Core, Timer,
     client::{self, Client, ClientIx, Cursor},
+    credit,
     event::{Action, Front, Now, Origin, Publish, Target, Will},
     ledger::Ledger,
     log::{Log, LogId},
@@ -42,6 +43,7 @@ impl Core {
             sources: Vec::new(),
             logs: BTreeMap::new(),
             log_names: BTreeMap::new(),
+            histories: BTreeMap::new(),
             spaces: Vec::new(),
             space_names: BTreeMap::new(),
             watches: BTreeMap::new(),
@@ -59,6 +61,11 @@ impl Core {
             claims: BTreeMap::new(),
             generations: BTreeMap::new(),
             requests: Requests::default(),
+            forwards: BTreeMap::new(),
+            last_claim: 0,
+            share: credit::first_share(),
+            granted: credit::UNTOLD,
+            exports_changes: 1,
             reads: BTreeMap::new(),
             next_read: 1,
             timers: BinaryHeap::new(),
@@ -73,6 +80,7 @@ impl Core {
         };
         core.restore_sources(&recovered);
         core.restore_incarnation(&recovered.locals);
+        core.restore_forwards(&recovered.locals);
         core.restore_clients(&recovered.locals);
         core.begin();
         core.settle();
@@ -106,7 +114,9 @@ impl Core {
         }
         // Quotas may have been lowered, and nothing is ever appended again to an older history.
         for log in self.logs.values_mut() {
-            if let Some(first) = log.over_quota() {
+            // A relay forgets nothing of others that it may not have passed on yet.
+            let passing = self.config.relay && log.origin != self.own;
+            if let Some(first) = log.over_quota().filter(|_| !passing) {
                 log.trim(&mut self.ledger, first);
             }
         }
@@ -140,7 +150,9 @@ impl Core {
         if let Some(older) = self.log_names.insert(name, source.number) {
             self.logs.get_mut(&older).expect("a named Log exists").retired = true;
         }
-        self.logs.insert(source.number, Log::new(source, bytes_max, 1));
+        let log = Log::new(source, bytes_max, 1);
+        self.histories.entry(log.name()).or_default().push(source.number);
+        self.logs.insert(source.number, log);
     }
 
     /// The incarnation of owned spaces: as stored, or a new one where the store is new, restored or cloned.

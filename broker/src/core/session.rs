@@ -12,7 +12,7 @@ use super::{
         SessionOpen, Subscription, Unsubscribe,
     },
     ledger::Effect,
-    log::LogId,
+    log::{Log, LogId},
     trie,
 };
 use crate::limits;
@@ -310,11 +310,12 @@ impl Core {
 
     /// The Logs that clients of this broker can hold cursors in: its own, and on a node what comes down.
     fn readable_logs(&self) -> impl Iterator<Item = LogId> + '_ {
-        let hub = self.config.is_hub();
-        self.logs
-            .values()
-            .filter(move |log| !log.retired && (log.origin == self.own || (!hub && log.origin.is_empty())))
-            .map(|log| log.id)
+        self.logs.values().filter(|log| !log.retired && self.is_readable(log)).map(|log| log.id)
+    }
+
+    /// Whether clients here read a Log: this broker's own, and what came down for this node.
+    pub(super) fn is_readable(&self, log: &Log) -> bool {
+        log.origin == self.own || log.down_to() == Some(&*self.config.name)
     }
 
     /// Gives a client a cursor at the head of a Log, unless it has one.
@@ -337,9 +338,7 @@ impl Core {
 
     /// A Log is new: everybody who may want what it gets holds a cursor from its beginning.
     pub(super) fn join_new_log(&mut self, log: LogId) {
-        let held = &self.logs[&log];
-        let readable = held.origin == self.own || (!self.config.is_hub() && held.origin.is_empty());
-        if !readable {
+        if !self.is_readable(&self.logs[&log]) {
             return;
         }
         let interested: Vec<ClientIx> =

@@ -385,9 +385,17 @@ impl Space {
         Some((key, version))
     }
 
-    /// Where a receiver stands that holds everything of an owned space up to this pair.
-    pub(super) fn local_of(&self, position: Pair) -> u64 {
-        if position.0 == self.at.0 { position.1 } else { 0 }
+    /// The local revision after which a receiver needs changes that holds everything up to this pair.
+    pub(super) fn resume_after(&self, position: Pair) -> u64 {
+        if self.owned {
+            return if position.0 == self.at.0 { position.1 } else { 0 };
+        }
+        // A replica that is passed on has revisions of its own; what came first is before what came later.
+        let newer = self
+            .changes
+            .iter()
+            .find(|(_, key)| self.entries[*key].visible().is_some_and(|version| version.pair > position));
+        newer.map_or(self.seen, |(local, _)| local - 1)
     }
 
     /// What this replica durably holds, as its owner wants to know it.

@@ -99,6 +99,8 @@ pub enum DropReason {
     NotAuthorized,
     /// Live that this side's configuration does not take.
     NotImported,
+    /// Live by a path that its node does not use any more.
+    Fenced,
 }
 
 impl DropReason {
@@ -116,6 +118,7 @@ impl DropReason {
             Self::UnknownReply => "unknown_reply",
             Self::NotAuthorized => "not_authorized",
             Self::NotImported => "not_imported",
+            Self::Fenced => "fenced",
         }
     }
 }

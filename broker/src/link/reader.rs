@@ -181,7 +181,7 @@ async fn intercept(record: &Record, shared: &Shared) -> Result<bool, ReadEnd> {
             shared.note_retry_after(Duration::from_millis(u64::from(drain.retry_after_ms)));
         }
         Some(Message::Hello(_)) => shared.greeted.store(true, Relaxed),
-        Some(Message::Ack(_)) | None => {}
+        Some(Message::Ack(_) | Message::Presence(_) | Message::Fence(_) | Message::Forwards(_)) | None => {}
     }
     Ok(false)
 }
