@@ -18,6 +18,12 @@
 //! - `first_lsn` of a segment says that every group below it is durable in earlier segments, and that
 //!   whatever else those hold from this lsn on was refused or torn and never happened.
 //!
+//! # Segments that were rewritten
+//!
+//! What is still wanted of old segments, Log records and gaps, is copied to a segment `old-<number>.seg`, in
+//! groups with their old lsn; see `rewrite.rs`. Such a segment is written once, and synced before it gets its
+//! name. The writer and recovery never look at one: it holds nothing that the checkpoint does not know.
+//!
 //! # What a damaged group means
 //!
 //! The group with the next lsn is missing or its crc is wrong. If something proves that it had been synced
@@ -36,6 +42,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod format;
+pub(crate) mod rewrite;
 pub(crate) mod scan;
 mod uring;
 
@@ -49,6 +56,7 @@ use codec::{Record, RecordHeader};
 use self::{
     disk::{Disk, SegmentFile},
     format::{GroupHeader, SegmentHeader},
+    scan::Segment,
 };
 use crate::core::event::{Group, Lsn};
 
@@ -148,14 +156,14 @@ impl Journal {
 
     /// Makes groups durable, in order, and pushes where each stands. As many as fit into a segment go in
     /// one write. On an error the groups before [`AppendError::lsn`] are durable and placed, the others
-    /// are not there. `opened` gets the header of each segment that was started.
+    /// are not there. `opened` gets each segment that was started.
     ///
     /// The groups must have consecutive lsns that start at [`Journal::next_lsn`].
     pub(crate) fn append(
         &mut self,
         mut groups: &[Group],
         places: &mut Vec<Place>,
-        opened: &mut Vec<SegmentHeader>,
+        opened: &mut Vec<Segment>,
     ) -> Result<(), AppendError> {
         while let Some(first) = groups.first() {
             assert_eq!(first.lsn, self.next_lsn, "groups are journalled in order");
@@ -169,7 +177,7 @@ impl Journal {
     }
 
     /// Makes sure that there is a segment that holds `group`.
-    fn room_for(&mut self, group: &Group, opened: &mut Vec<SegmentHeader>) -> io::Result<()> {
+    fn room_for(&mut self, group: &Group, opened: &mut Vec<Segment>) -> io::Result<()> {
         let need = format::group_len(group);
         if self.current.as_ref().is_some_and(|current| current.capacity - current.offset >= need) {
             return Ok(());
@@ -185,7 +193,7 @@ impl Journal {
         let offset = SegmentHeader::LEN as u64;
         self.current = Some(Current { file, salt: header.salt, offset, capacity });
         self.next_number += 1;
-        opened.push(header);
+        opened.push(Segment { header, bytes: capacity });
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 //!
 //! - the *writer* journals every group that waits, takes its effects into the overlay, and says `Persisted`;
 //! - the *keeper* commits what gathered in the overlay to the checkpoint, at most once a second or per
-//!   [`Options::checkpoint_bytes`], and frees segments;
+//!   [`Options::checkpoint_bytes`], frees segments, and rewrites those that are mostly dead;
 //! - the *reader* serves reads of Logs: index from checkpoint and overlay, records from the segments.
 //!
 //! A panic of one of them ends the process: half a store must not acknowledge, whoever waits for the other
@@ -20,27 +20,28 @@
 //! replayed is checkpointed like anything else.
 //!
 //! A segment is freed when the checkpoint is beyond it and no index entry points into it: State and facts
-//! live in the checkpoint by then and hold nothing. Rewriting a segment that is mostly dead needs no more
-//! than groups with their old lsns in a new file and the entries that point to it; it is not done yet.
+//! live in the checkpoint by then and hold nothing. One that is half dead is rewritten, see compaction.rs.
 //!
 //! When a disk or the checkpoint's map is full, groups are refused and everything else goes on. Refusal by
 //! the checkpoint comes late, when the overlay has grown to its bound, because until then nothing depends
 //! on it.
 
 mod checkpoint;
+mod compaction;
 mod index;
 mod keeper;
 mod overlay;
 mod reader;
+mod segments;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     thread::JoinHandle,
@@ -53,10 +54,11 @@ use codec::{Kind, Record};
 use self::{
     checkpoint::{Checkpoint, Facts},
     overlay::Overlay,
+    segments::Segments,
 };
 use super::{
     LocalFact, LogRecovery, OpenError, Recovered, STRETCH_BYTES, Store, StoreEvent, facts,
-    journal::{Journal, JournalIo, disk::Disk, format::SegmentHeader, scan},
+    journal::{Journal, JournalIo, disk::Disk, scan},
 };
 use crate::core::event::{Group, ReadRequest};
 
@@ -70,6 +72,9 @@ pub struct Options {
     pub checkpoint_bytes: usize,
     /// Shortest time between two checkpoints that are due to time.
     pub checkpoint_every: Duration,
+    /// A segment that is half dead is rewritten once so many checkpoints in a row took nothing more out of
+    /// it: what dies in order is soon freed whole, and rewriting it would wear the flash for nothing.
+    pub rewrite_after: u32,
     /// Address space of the checkpoint at first; it grows by doubling.
     pub map_bytes: usize,
     /// Where growing ends.
@@ -86,6 +91,7 @@ impl Options {
             segment_bytes: 64 << 20,
             checkpoint_bytes: 8 << 20,
             checkpoint_every: Duration::from_secs(1),
+            rewrite_after: 16,
             map_bytes: MAP_BYTES,
             map_bytes_max: MAP_BYTES_MAX,
             io: JournalIo::Auto,
@@ -112,7 +118,6 @@ pub struct LmdbStore {
 /// What the threads and the store's owner share.
 #[derive(Debug)]
 struct Shared {
-    journal_dir: PathBuf,
     options: Options,
     checkpoint: Checkpoint,
     groups: Queue<Group>,
@@ -120,8 +125,7 @@ struct Shared {
     events: Events,
     gathering: Mutex<Gathering>,
     gathered: Condvar,
-    /// By number; the last one is being written.
-    segments: Mutex<BTreeMap<u64, SegmentHeader>>,
+    segments: Segments,
 }
 
 /// The overlay and what writer and keeper say to each other about it.
@@ -135,6 +139,22 @@ struct Gathering {
     /// End without a checkpoint, like a process that is killed.
     #[cfg(test)]
     abandoned: bool,
+    /// The process is killed after this step of a rewriting.
+    #[cfg(test)]
+    crash_at: Option<tests::Crash>,
+}
+
+impl Gathering {
+    /// There is nothing to checkpoint.
+    fn is_idle(&self) -> bool {
+        self.overlay.frozen.is_none() && self.overlay.active.last_lsn == 0
+    }
+
+    /// A checkpoint is due, whenever the last one was.
+    fn is_full(&self, options: &Options) -> bool {
+        let active = &self.overlay.active;
+        active.cost.max(active.journal_bytes as usize) >= options.checkpoint_bytes
+    }
 }
 
 /// Opens the store in this folder, or makes it, and says what it holds.
@@ -165,7 +185,8 @@ fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Reco
     let found = scan::scan(&journal_dir, summary.applied, &mut |found| {
         overlay.apply(found.lsn, found.place, scan::split(found.records).map(compact));
     })?;
-    if let Some(alien) = found.segments.iter().find(|segment| segment.store_id != summary.store_id) {
+    let mut all = found.segments.iter().chain(&found.rewritten).map(|segment| segment.header);
+    if let Some(alien) = all.find(|header| header.store_id != summary.store_id) {
         let what = "the segment belongs to another checkpoint".to_owned();
         return Err(OpenError::Corrupt { segment: alien.number, offset: 0, what });
     }
@@ -175,7 +196,6 @@ fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Reco
         .map_err(|source| io_error("open the last segment in", &journal_dir, source))?;
 
     let shared = std::sync::Arc::new(Shared {
-        journal_dir,
         options,
         checkpoint,
         groups: Queue::default(),
@@ -183,9 +203,9 @@ fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Reco
         events: Events::default(),
         gathering: Mutex::new(Gathering { overlay, ..Gathering::default() }),
         gathered: Condvar::new(),
-        segments: Mutex::new(found.segments.into_iter().map(|segment| (segment.number, segment)).collect()),
+        segments: Segments::new(journal_dir, found.segments.into_iter().chain(found.rewritten)),
     });
-    let keeper = keeper::Keeper::new(summary.live, summary.applied);
+    let keeper = keeper::Keeper::new(summary.store_id, summary.live, summary.applied);
     let store = LmdbStore {
         writer: Some(spawn("store-write", path, &shared, move |shared| writer::run(shared, journal))?),
         keeper: Some(spawn("store-keep", path, &shared, move |shared| keeper.run(shared))?),

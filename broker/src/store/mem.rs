@@ -202,7 +202,10 @@ impl Image {
         let mut out = Vec::new();
         let (mut bytes, mut enough) = (0, false);
         let Some(log) = self.logs.get(&request.source) else { return out };
-        for record in log.records.values() {
+        // The entry in front may be a gap that reaches over the wanted seq.
+        let reaching = log.records.range(..(request.from, facts::EMPTY)).next_back();
+        let following = log.records.range((request.from, facts::EMPTY)..);
+        for (_, record) in reaching.into_iter().chain(following) {
             let span = Span::of(record).expect("only Log records and gaps are kept here");
             if span.last < request.from {
                 continue;

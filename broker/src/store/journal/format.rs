@@ -144,13 +144,42 @@ pub(crate) fn group_len(group: &Group) -> u64 {
     GroupHeader::LEN as u64 + len + padding(len) as u64
 }
 
+/// Segments that were rewritten count in a number space of their own: the one with this bit.
+pub(crate) const REWRITTEN: u64 = 1 << 63;
+
 /// File name of a segment.
 pub(crate) fn segment_name(number: u64) -> String {
-    format!("{number:016x}.seg")
+    match number & REWRITTEN {
+        0 => format!("{number:016x}.seg"),
+        _ => format!("{REWRITTEN_PREFIX}{:016x}.seg", number & !REWRITTEN),
+    }
 }
 
 /// Number of the segment with this file name.
 pub(crate) fn segment_number(name: &str) -> Option<u64> {
+    let (space, name) = match name.strip_prefix(REWRITTEN_PREFIX) {
+        Some(name) => (REWRITTEN, name),
+        None => (0, name),
+    };
     let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 16)?;
-    u64::from_str_radix(digits, 16).ok()
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (number & REWRITTEN == 0).then_some(number | space)
+}
+
+const REWRITTEN_PREFIX: &str = "old-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_the_two_number_spaces_apart() {
+        for number in [1, 0xff, 1 | REWRITTEN] {
+            assert_eq!(segment_number(&segment_name(number)), Some(number));
+        }
+        assert_eq!(segment_name(3 | REWRITTEN), "old-0000000000000003.seg");
+        for other in ["8000000000000001.seg", "old-8000000000000001.seg", "1.seg", "old.tmp", "next.tmp"] {
+            assert_eq!(segment_number(other), None, "{other}");
+        }
+    }
 }

@@ -15,16 +15,26 @@ use rustix::fs::SeekFrom;
 use super::{
     End, Place, disk,
     format::{self, FORMAT, GroupHeader, HeaderError, SegmentHeader},
+    rewrite,
 };
 use crate::{core::event::Lsn, store::OpenError};
 
 /// What a scan found.
 #[derive(Debug)]
 pub(crate) struct Scan {
-    /// Headers of all segments, by number.
-    pub(crate) segments: Vec<SegmentHeader>,
+    /// Segments of the writer, by number.
+    pub(crate) segments: Vec<Segment>,
+    /// Segments that were rewritten, by number. Not read: nothing in them is above `applied`.
+    pub(crate) rewritten: Vec<Segment>,
     /// Where the writer goes on.
     pub(crate) end: End,
+}
+
+/// A segment's header, and the bytes of disk that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) header: SegmentHeader,
+    pub(crate) bytes: u64,
 }
 
 /// A valid group, seen by a scan.
@@ -37,17 +47,19 @@ pub(crate) struct Found {
 
 /// Reads the journal in `dir` and shows `visit` every group above `applied`, in order.
 ///
-/// Segments that end at or below `applied` are not read. Changes nothing but an unfinished segment, which it
+/// Segments that end at or below `applied` are not read. Changes nothing but unfinished segments, which it
 /// removes.
 ///
 /// What it found is on disk when it returns: a process that was killed between write and fdatasync leaves
 /// whole groups that are only in the page cache, and nobody may be told of those.
 pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Result<Scan, OpenError> {
-    let segments = list(dir)?;
+    let mut segments = list(dir)?;
+    let written = segments.partition_point(|segment| segment.header.number & format::REWRITTEN == 0);
+    let rewritten = segments.split_off(written);
     let mut next = applied + 1;
     let mut reusable = None;
-    for (at, header) in segments.iter().enumerate() {
-        let follower = segments.get(at + 1);
+    for (at, Segment { header, .. }) in segments.iter().enumerate() {
+        let follower = segments.get(at + 1).map(|follower| follower.header);
         if follower.is_some_and(|follower| follower.first_lsn <= applied + 1) {
             continue;
         }
@@ -78,7 +90,7 @@ pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Re
         }
     }
     if next <= applied {
-        let number = segments.last().map_or(0, |header| header.number);
+        let number = segments.last().map_or(0, |last| last.header.number);
         return Err(corrupt(
             number,
             0,
@@ -89,10 +101,10 @@ pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Re
         return Err(corrupt(0, 0, format!("there is no segment, but a checkpoint at lsn {applied}")));
     }
     if let Some(last) = segments.last() {
-        sync(dir, last.number)?;
+        sync(dir, last.header.number)?;
     }
-    let next_number = segments.last().map_or(1, |header| header.number + 1);
-    Ok(Scan { segments, end: End { last_lsn: next - 1, next_number, reusable } })
+    let next_number = segments.last().map_or(1, |last| last.header.number + 1);
+    Ok(Scan { segments, rewritten, end: End { last_lsn: next - 1, next_number, reusable } })
 }
 
 /// Syncs the last segment and its name. Those in front of it were synced before it was made.
@@ -103,43 +115,47 @@ fn sync(dir: &Path, number: u64) -> Result<(), OpenError> {
     synced.map_err(|source| OpenError::Io { doing: "sync", path, source })
 }
 
-/// Headers of the segments in `dir`, in the order they were written.
-fn list(dir: &Path) -> Result<Vec<SegmentHeader>, OpenError> {
+/// The segments in `dir`, in the order they were written; then those that were rewritten.
+fn list(dir: &Path) -> Result<Vec<Segment>, OpenError> {
     let io = |doing| move |source| OpenError::Io { doing, path: dir.to_owned(), source };
-    let mut segments: Vec<SegmentHeader> = Vec::new();
+    let mut segments: Vec<Segment> = Vec::new();
     let mut numbers = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io("list"))? {
         let entry = entry.map_err(io("list"))?;
         let name = entry.file_name();
-        if name == disk::TEMPORARY {
+        if name == disk::TEMPORARY || name == rewrite::TEMPORARY {
             std::fs::remove_file(entry.path()).map_err(io("clean"))?;
         }
         numbers.extend(name.to_str().and_then(format::segment_number));
     }
     numbers.sort_unstable();
     for number in numbers {
-        let header = read_header(dir, number)?;
-        if let Some(last) = segments.last()
-            && (last.first_lsn > header.first_lsn || last.store_id != header.store_id)
+        let segment = read_header(dir, number)?;
+        let (header, rewritten) = (segment.header, number & format::REWRITTEN != 0);
+        if let Some(Segment { header: last, .. }) = segments.last()
+            && (last.store_id != header.store_id || !rewritten && last.first_lsn > header.first_lsn)
         {
             return Err(corrupt(number, 0, "the segment is of another store".to_owned()));
         }
-        segments.push(header);
+        segments.push(segment);
     }
     Ok(segments)
 }
 
-fn read_header(dir: &Path, number: u64) -> Result<SegmentHeader, OpenError> {
+fn read_header(dir: &Path, number: u64) -> Result<Segment, OpenError> {
     let path = dir.join(format::segment_name(number));
     let mut raw = [0; SegmentHeader::LEN];
-    let read = File::open(&path).and_then(|file| file.read_exact_at(&mut raw, 0));
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+    let read = File::open(&path).and_then(|file| {
+        file.read_exact_at(&mut raw, 0)?;
+        Ok(file.metadata()?.len())
+    });
+    let bytes = match read {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
         Err(source) => return Err(OpenError::Io { doing: "read", path, source }),
-        Ok(()) => {}
-    }
+        Ok(bytes) => bytes,
+    };
     match SegmentHeader::decode(&raw) {
-        Ok(header) if header.number == number => Ok(header),
+        Ok(header) if header.number == number => Ok(Segment { header, bytes }),
         Err(HeaderError::Format(found)) => Err(OpenError::Format { path, found, known: FORMAT }),
         Ok(_) | Err(HeaderError::Damaged) => {
             Err(corrupt(number, 0, "the header of the segment is damaged".to_owned()))
@@ -275,14 +291,14 @@ impl Window {
 const WINDOW: usize = 64 << 10;
 const PAGE: u64 = 4096;
 
-/// Reads the whole groups in `len` bytes at `offset` of a segment, checks each, and hands `visit` every
-/// record. The records share one buffer.
+/// Reads the whole groups in `len` bytes at `offset` of a segment, checks each, and hands `visit` where it
+/// starts, its lsn and its records. They share one buffer.
 pub(crate) fn read_groups(
     file: &File,
     salt: u64,
     offset: u64,
     len: usize,
-    visit: &mut dyn FnMut(Record),
+    visit: &mut dyn FnMut(u64, Lsn, Bytes),
 ) -> io::Result<()> {
     let mut buffer = BytesMut::zeroed(len);
     file.read_exact_at(&mut buffer, offset)?;
@@ -301,7 +317,7 @@ pub(crate) fn read_groups(
         if crc32c::crc32c_append(group.crc_seed(salt), &records) != group.crc {
             return Err(damaged());
         }
-        split(records).for_each(&mut *visit);
+        visit(offset + (len - left.len()) as u64, group.lsn, records);
         left = left.slice(group.total_len() as usize..);
     }
     Ok(())

@@ -16,7 +16,7 @@
 //! There is one writer, the checkpoint thread. Read transactions copy what they need and end at once.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
@@ -34,7 +34,10 @@ use super::{
 };
 use crate::{
     core::event::Lsn,
-    store::{OpenError, Source, facts, journal::format::FORMAT},
+    store::{
+        OpenError, Source, facts,
+        journal::{Place, format::FORMAT},
+    },
 };
 
 /// What LMDB says.
@@ -69,8 +72,8 @@ pub(super) struct Summary {
     pub(super) store_id: [u8; 16],
     pub(super) applied: Lsn,
     pub(super) ends: HashMap<u32, LogEnd>,
-    /// Index entries that point into each segment.
-    pub(super) live: BTreeMap<u64, u64>,
+    /// What is alive in each segment.
+    pub(super) live: BTreeMap<u64, Live>,
 }
 
 /// The facts of a checkpoint, for recovery.
@@ -81,8 +84,49 @@ pub(super) struct Facts {
     pub(super) locals: BTreeMap<(Kind, Bytes), Bytes>,
 }
 
-/// How a commit changed the number of index entries that point into segments.
-pub(super) type LiveChanges = BTreeMap<u64, i64>;
+/// Index entries that point into a segment, and the bytes of the records that they claim.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Live {
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+}
+
+/// How a commit changed what is alive in segments.
+#[derive(Debug, Default)]
+pub(super) struct LiveChanges(pub(super) BTreeMap<u64, (i64, i64)>);
+
+impl LiveChanges {
+    fn add(&mut self, run: &Run) {
+        let (entries, bytes) = self.0.entry(run.place.segment).or_default();
+        (*entries, *bytes) = (*entries + 1, *bytes + i64::from(run.bytes));
+    }
+
+    fn remove(&mut self, run: &Run) {
+        let (entries, bytes) = self.0.entry(run.place.segment).or_default();
+        (*entries, *bytes) = (*entries - 1, *bytes - i64::from(run.bytes));
+    }
+}
+
+/// Records of an index entry that were copied from one segment to another.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub(super) source: u32,
+    pub(super) key: Key,
+    /// The entry, as it was when the copy began.
+    pub(super) run: Run,
+    /// Where its records are now; `None`: there are none.
+    pub(super) to: Option<Place>,
+    /// Bytes of those records.
+    pub(super) bytes: u32,
+}
+
+impl Move {
+    /// The entry that takes the place of this one, which is the planned entry or what is left of it.
+    fn moved(&self, key: Key, run: &Run) -> Option<Run> {
+        let whole = key == self.key && run.last == self.run.last;
+        Some(Run { place: self.to?, bytes: if whole { self.bytes } else { run.bytes }, ..*run })
+    }
+}
 
 /// Why a checkpoint was not written. Nothing of it is there; it can be tried again.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +190,8 @@ impl Checkpoint {
         let mut live = BTreeMap::new();
         for row in self.tables.index.iter(&txn)? {
             if let Some(run) = Run::decode(row?.1) {
-                *live.entry(run.place.segment).or_default() += 1;
+                let live: &mut Live = live.entry(run.place.segment).or_default();
+                *live = Live { entries: live.entries + 1, bytes: live.bytes + u64::from(run.bytes) };
             }
         }
         let store_id = self.tables.meta.get(&txn, META_STORE_ID)?.and_then(|raw| raw.try_into().ok());
@@ -193,7 +238,7 @@ impl Checkpoint {
     fn try_runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
         let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let txn = self.env.read_txn()?;
-        let mut runs = self.reaching(&txn, source, from)?;
+        let mut runs = self.reaching(&txn, source, (from, facts::EMPTY))?;
         let more = self.page(&txn, source, (from, facts::EMPTY), END, limit)?;
         let until =
             if more.len() < limit { END } else { more.last_key_value().map_or(END, |(key, _)| after(*key)) };
@@ -201,9 +246,9 @@ impl Checkpoint {
         Ok((self.applied(&txn)?, runs, until))
     }
 
-    /// The entry in front of this seq, which may reach over it.
-    fn reaching(&self, txn: &RoTxn<'_, WithoutTls>, source: u32, from: u64) -> Result<Runs> {
-        let found = self.tables.index.get_lower_than(txn, &index_key(source, (from, facts::EMPTY)))?;
+    /// The entry in front of this place, which may reach over it.
+    fn reaching(&self, txn: &RoTxn<'_, WithoutTls>, source: u32, from: Key) -> Result<Runs> {
+        let found = self.tables.index.get_lower_than(txn, &index_key(source, from))?;
         Ok(found.and_then(|row| decode_run(source, row)).into_iter().collect())
     }
 
@@ -225,8 +270,18 @@ impl Checkpoint {
     /// Writes a layer and the lsn up to which all is in, in one synced transaction. Grows the map if that
     /// is what it takes.
     pub(super) fn commit(&self, layer: &Layer) -> std::result::Result<LiveChanges, CommitError> {
+        self.growing(|| self.try_commit(layer))
+    }
+
+    /// Gives the records of index entries another place, in one synced transaction. The entries may have been
+    /// cut since the moves were planned; nothing else happens to entries of closed segments.
+    pub(super) fn move_runs(&self, moves: &[Move]) -> std::result::Result<LiveChanges, CommitError> {
+        self.growing(|| self.try_move(moves))
+    }
+
+    fn growing<T>(&self, mut commit: impl FnMut() -> Result<T>) -> std::result::Result<T, CommitError> {
         loop {
-            match self.try_commit(layer) {
+            match commit() {
                 Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
                 result => return result.inspect_err(abort_if_dead).map_err(CommitError::Lmdb),
             }
@@ -254,7 +309,7 @@ impl Checkpoint {
 
     fn try_commit(&self, layer: &Layer) -> Result<LiveChanges> {
         let mut txn = self.env.write_txn()?;
-        let mut live = LiveChanges::new();
+        let mut live = LiveChanges::default();
         let tables = &self.tables;
         for (source, (_, record)) in &layer.sources {
             tables.sources.put(&mut txn, &source.to_be_bytes(), &encode_record(record))?;
@@ -300,7 +355,7 @@ impl Checkpoint {
             self.replace(txn, source, &below, &kept, live)?;
         }
         for (from, to) in &changes.cuts {
-            let mut touched = self.reaching(txn, source, *from)?;
+            let mut touched = self.reaching(txn, source, (*from, facts::EMPTY))?;
             if from <= to {
                 let end = after((*to, facts::FULL));
                 touched.extend(self.page(txn, source, (*from, facts::EMPTY), end, usize::MAX)?);
@@ -312,12 +367,68 @@ impl Checkpoint {
         for (key, run) in &changes.runs {
             let key = index_key(source, *key);
             if let Some(old) = self.tables.index.get(txn, &key)?.and_then(Run::decode) {
-                *live.entry(old.place.segment).or_default() -= 1;
+                live.remove(&old);
             }
-            *live.entry(run.place.segment).or_default() += 1;
+            live.add(run);
             self.tables.index.put(txn, &key, &run.encode())?;
         }
         self.tables.logs.put(txn, &source.to_be_bytes(), &encode_end(&changes.end))
+    }
+
+    fn try_move(&self, moves: &[Move]) -> Result<LiveChanges> {
+        let mut txn = self.env.write_txn()?;
+        let mut live = LiveChanges::default();
+        for planned in moves {
+            let until = after((planned.run.last, facts::FULL));
+            let mut old = self.page(&txn, planned.source, planned.key, until, usize::MAX)?;
+            old.retain(|_, run| run.place == planned.run.place && run.gap == planned.run.gap);
+            let Some((first, _)) = old.first_key_value() else { continue };
+            // The entry in front may be one that was moved before this.
+            let mut before = self.reaching(&txn, planned.source, *first)?;
+            let mut new = Runs::new();
+            for (key, run) in &old {
+                if let Some(run) = planned.moved(*key, run) {
+                    new.insert(*key, run);
+                }
+            }
+            if let (Some(mut front), Some(next)) = (before.first_entry(), new.first_entry())
+                && front.get_mut().join(next.get())
+            {
+                next.remove();
+                let (key, joined) = (*front.key(), *front.get());
+                old.extend(self.reaching(&txn, planned.source, *first)?);
+                new.insert(key, joined);
+            }
+            self.replace(&mut txn, planned.source, &old, &new, &mut live)?;
+        }
+        txn.commit()?;
+        Ok(live)
+    }
+
+    /// All index entries that point into these segments, in no order.
+    pub(super) fn runs_in(&self, segments: &BTreeSet<u64>) -> Result<Vec<(u32, Key, Run)>> {
+        let mut found = Vec::new();
+        let mut from = Bound::Unbounded;
+        loop {
+            let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+            let txn = self.env.read_txn()?;
+            let range = (from.as_ref().map(Vec::as_slice), Bound::Unbounded);
+            let mut last = None;
+            for row in self.tables.index.range(&txn, &range)?.take(PAGE) {
+                let (mut key, value) = row?;
+                last = Some(key.to_vec());
+                if let Some(run) = Run::decode(value)
+                    && segments.contains(&run.place.segment)
+                    && key.len() == INDEX_KEY
+                {
+                    found.push((key.get_u32(), (key.get_u64(), key.get_u8()), run));
+                }
+            }
+            match last {
+                Some(last) => from = Bound::Excluded(last),
+                None => return Ok(found),
+            }
+        }
     }
 
     fn replace(
@@ -330,13 +441,14 @@ impl Checkpoint {
     ) -> Result<()> {
         for (key, run) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
             self.tables.index.delete(txn, &index_key(source, *key))?;
-            *live.entry(run.place.segment).or_default() -= 1;
+            live.remove(run);
         }
         for (key, run) in new.iter().filter(|(key, run)| old.get(*key) != Some(*run)) {
             self.tables.index.put(txn, &index_key(source, *key), &run.encode())?;
-            if !old.contains_key(key) {
-                *live.entry(run.place.segment).or_default() += 1;
+            if let Some(old) = old.get(key) {
+                live.remove(old);
             }
+            live.add(run);
         }
         Ok(())
     }
@@ -373,8 +485,8 @@ fn after((start, order): Key) -> Key {
     (start, order + 1)
 }
 
-fn index_key(source: u32, (start, order): Key) -> [u8; 13] {
-    let mut raw = [0; 13];
+fn index_key(source: u32, (start, order): Key) -> [u8; INDEX_KEY] {
+    let mut raw = [0; INDEX_KEY];
     let mut out = &mut raw[..];
     out.put_u32(source);
     out.put_u64(start);
@@ -384,7 +496,7 @@ fn index_key(source: u32, (start, order): Key) -> [u8; 13] {
 
 /// `None` if the entry is of another Log.
 fn decode_run(source: u32, (mut key, value): (&[u8], &[u8])) -> Option<(Key, Run)> {
-    if key.len() != 13 || key.get_u32() != source {
+    if key.len() != INDEX_KEY || key.get_u32() != source {
         return None;
     }
     Some(((key.get_u64(), key.get_u8()), Run::decode(value)?))
@@ -431,6 +543,8 @@ fn decode_end(mut raw: &[u8]) -> LogEnd {
 }
 
 const TABLES: usize = 6;
+/// Bytes of an index entry's key.
+const INDEX_KEY: usize = 13;
 /// The reader thread, the checkpoint thread, recovery, and room.
 const READERS: u32 = 8;
 const META_FORMAT: &[u8] = b"format";
@@ -438,5 +552,5 @@ const META_STORE_ID: &[u8] = b"store id";
 const META_APPLIED: &[u8] = b"applied lsn";
 /// Bytes of a key besides its prefix; LMDB takes 1 900 and more with longer-keys.
 const KEY_MAX: usize = 1536;
-/// Index entries looked at together when a Log's first seq is raised.
+/// Index entries looked at together, by whatever looks at many.
 const PAGE: usize = 1024;

@@ -77,6 +77,22 @@ impl Run {
         false
     }
 
+    /// Takes over the records of the entry right behind this one, if they stand close behind its own.
+    pub(super) fn join(&mut self, next: &Self) -> bool {
+        let end = self.place.offset + self.place.len;
+        let is_behind = next.place.segment == self.place.segment && next.place.offset >= end;
+        if !is_behind || self.gap || next.gap || next.last <= self.last {
+            return false;
+        }
+        let len = next.place.offset + next.place.len - self.place.offset;
+        let grown = self.bytes.checked_add(next.bytes);
+        if let (true, true, Some(grown)) = (next.place.offset - end <= HOLE_MAX, len <= RUN_MAX, grown) {
+            *self = Self { place: Place { len, ..self.place }, last: next.last, bytes: grown, gap: false };
+            return true;
+        }
+        false
+    }
+
     /// The part of this run, which starts at `start`, within `from..=to`.
     fn part(&self, start: u64, from: u64, to: u64) -> (Key, Self) {
         let share = u128::from(to - from + 1) * u128::from(self.bytes) / u128::from(self.last - start + 1);

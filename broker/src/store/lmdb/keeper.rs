@@ -1,20 +1,34 @@
-//! The thread that checkpoints, and frees segments behind the checkpoint.
+//! The thread that checkpoints, frees segments behind the checkpoint, and rewrites those that are mostly dead.
 
-use std::{collections::BTreeMap, sync::PoisonError};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use super::{Gathering, Shared, checkpoint::LiveChanges, lock_of};
-use crate::{core::event::Lsn, store::journal::format::segment_name};
+use super::{
+    Gathering, Shared,
+    checkpoint::{Live, LiveChanges},
+    compaction::{self, Settled},
+    lock_of,
+    overlay::Layer,
+};
+use crate::{core::event::Lsn, store::journal::scan::Segment};
 
 /// What the keeper knows of the checkpoint.
 pub(super) struct Keeper {
-    /// Index entries that point into each segment.
-    live: BTreeMap<u64, u64>,
+    store_id: [u8; 16],
+    live: BTreeMap<u64, Live>,
     applied: Lsn,
+    settled: Settled,
+    /// Checkpoints until rewriting is tried again after it failed.
+    hold_off: u32,
 }
 
 impl Keeper {
-    pub(super) fn new(live: BTreeMap<u64, u64>, applied: Lsn) -> Self {
-        Self { live, applied }
+    pub(super) fn new(store_id: [u8; 16], live: BTreeMap<u64, Live>, applied: Lsn) -> Self {
+        Self { store_id, live, applied, settled: Settled::default(), hold_off: 0 }
     }
 
     /// Checkpoints what gathers until told to stop, and then what is left.
@@ -30,78 +44,161 @@ impl Keeper {
             let stop = gathering.stop;
             drop(gathering);
             let Some(layer) = layer else { return };
-
-            let result = shared.checkpoint.commit(&layer);
-            let mut gathering = lock_of(&shared.gathering);
-            match result {
-                Ok(live) => {
-                    gathering.overlay.frozen = None;
-                    gathering.failing = None;
-                    drop(gathering);
-                    self.applied = layer.last_lsn;
-                    self.count(live);
-                    self.free(shared);
+            if self.checkpoint(shared, &layer) {
+                let closed = shared.segments.closed(self.applied);
+                self.settled.observe(&closed, &self.live);
+                if !stop {
+                    self.rewrite(shared, &closed);
                 }
-                Err(error) => {
-                    tracing::error!(%error, lsn = layer.last_lsn, "no checkpoint");
-                    gathering.failing = Some(error.to_string());
-                    drop(gathering);
-                    if stop {
-                        // The journal has everything.
-                        return;
-                    }
-                }
+            } else if stop {
+                // The journal has everything.
+                return;
             }
-            shared.gathered.notify_all();
         }
+    }
+
+    /// Commits a layer and frees what it killed; whether it could.
+    fn checkpoint(&mut self, shared: &Shared, layer: &Arc<Layer>) -> bool {
+        let result = shared.checkpoint.commit(layer);
+        let mut gathering = lock_of(&shared.gathering);
+        let done = result.is_ok();
+        match result {
+            Ok(live) => {
+                gathering.overlay.frozen = None;
+                gathering.failing = None;
+                drop(gathering);
+                self.applied = layer.last_lsn;
+                self.count(live);
+                self.free(shared);
+            }
+            Err(error) => {
+                tracing::error!(%error, lsn = layer.last_lsn, "no checkpoint");
+                gathering.failing = Some(error.to_string());
+                drop(gathering);
+            }
+        }
+        shared.gathered.notify_all();
+        done
     }
 
     fn count(&mut self, changes: LiveChanges) {
-        for (segment, change) in changes {
+        for (segment, (entries, bytes)) in changes.0 {
             let live = self.live.entry(segment).or_default();
-            *live = live.saturating_add_signed(change);
+            live.entries = live.entries.saturating_add_signed(entries);
+            live.bytes = live.bytes.saturating_add_signed(bytes);
         }
     }
 
-    /// Deletes segments that are behind the checkpoint and that no index entry points into. The last
-    /// segment stays in any case: it carries the number and the lsn that the journal goes on from.
+    /// Deletes closed segments that no index entry points into.
     fn free(&mut self, shared: &Shared) {
-        let mut segments = lock_of(&shared.segments);
-        let mut dead = Vec::new();
-        let mut followers = segments.values().skip(1);
-        for number in segments.keys() {
-            let Some(follower) = followers.next() else { break };
-            let is_live = self.live.get(number).is_some_and(|entries| *entries > 0);
-            if follower.first_lsn <= self.applied + 1 && !is_live {
-                dead.push(*number);
+        for segment in shared.segments.closed(self.applied) {
+            let number = segment.header.number;
+            if self.live.get(&number).is_none_or(|live| live.entries == 0) {
+                self.live.remove(&number);
+                shared.segments.free(number);
             }
         }
-        segments.retain(|number, _| !dead.contains(number));
-        drop(segments);
-        for number in dead {
-            self.live.remove(&number);
-            if let Err(error) = std::fs::remove_file(shared.journal_dir.join(segment_name(number))) {
-                tracing::warn!(segment = number, %error, "cannot remove a segment; the next start will");
+    }
+
+    /// Rewrites what pays, one segment's worth of survivors at most.
+    fn rewrite(&mut self, shared: &Shared, closed: &[Segment]) {
+        self.hold_off = self.hold_off.saturating_sub(1);
+        if self.hold_off > 0 {
+            return;
+        }
+        let options = &shared.options;
+        let (after, bytes) = (options.rewrite_after, options.segment_bytes);
+        let old = compaction::choose(closed, &self.live, &self.settled, after, bytes);
+        if old.is_empty() {
+            return;
+        }
+        if let Err(error) = self.try_rewrite(shared, &old) {
+            tracing::warn!(%error, "old segments cannot be rewritten now");
+            self.hold_off = HOLD_OFF;
+        }
+    }
+
+    fn try_rewrite(&mut self, shared: &Shared, old: &[Segment]) -> Result<(), RewriteError> {
+        let runs = shared.checkpoint.runs_in(&old.iter().map(|segment| segment.header.number).collect())?;
+        let copied =
+            compaction::copy(&shared.segments, self.store_id, old, runs, &mut || self.breathe(shared))?;
+        let Some((new, moves)) = copied else { return Ok(()) };
+        // It can be read before an entry says so.
+        shared.segments.add(new);
+        #[cfg(test)]
+        if super::tests::crashes_at(shared, super::tests::Crash::Named) {
+            return Ok(());
+        }
+        match shared.checkpoint.move_runs(&moves) {
+            Ok(live) => {
+                #[cfg(test)]
+                if super::tests::crashes_at(shared, super::tests::Crash::Moved) {
+                    return Ok(());
+                }
+                self.count(live);
+                let before: u64 = old.iter().map(|segment| segment.bytes).sum();
+                let after = new.map_or(0, |new| new.bytes);
+                tracing::debug!(segments = old.len(), before, after, "old segments were rewritten");
+                self.free(shared);
+                Ok(())
+            }
+            Err(error) => {
+                // Nothing points to it.
+                new.into_iter().for_each(|new| shared.segments.free(new.header.number));
+                Err(error.into())
             }
         }
+    }
+
+    /// Lets others have the disk for a moment, and writes a checkpoint if one is due. Breaks when the store is
+    /// told to stop.
+    fn breathe(&mut self, shared: &Shared) -> ControlFlow<()> {
+        let options = &shared.options;
+        let gathering = lock_of(&shared.gathering);
+        let calm = |gathering: &mut Gathering| !gathering.stop && !gathering.is_full(options);
+        let waited = shared.gathered.wait_timeout_while(gathering, BREATH, calm);
+        let mut gathering = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if gathering.stop {
+            return ControlFlow::Break(());
+        }
+        if !gathering.is_full(options) || gathering.failing.is_some() {
+            return ControlFlow::Continue(());
+        }
+        let layer = gathering.overlay.freeze();
+        drop(gathering);
+        if let Some(layer) = layer {
+            self.checkpoint(shared, &layer);
+        }
+        ControlFlow::Continue(())
     }
 }
 
+/// Why segments were not rewritten. They are as they were.
+#[derive(Debug, thiserror::Error)]
+enum RewriteError {
+    #[error("the index: {0}")]
+    Index(#[from] super::checkpoint::Error),
+    #[error(transparent)]
+    Commit(#[from] super::checkpoint::CommitError),
+    #[error("copying: {0}")]
+    Copy(#[from] std::io::Error),
+}
+
 /// Waits for changes, and then until a checkpoint is due: by time, by bytes, or because the store stops.
-fn wait_until_due(shared: &Shared) -> std::sync::MutexGuard<'_, Gathering> {
+fn wait_until_due(shared: &Shared) -> MutexGuard<'_, Gathering> {
     let options = &shared.options;
-    let idle = |gathering: &mut Gathering| {
-        let overlay = &gathering.overlay;
-        !gathering.stop && overlay.frozen.is_none() && overlay.active.last_lsn == 0
-    };
+    let idle = |gathering: &mut Gathering| !gathering.stop && gathering.is_idle();
+    // A checkpoint that failed is tried again in time, not at once.
     let early = |gathering: &mut Gathering| {
-        let active = &gathering.overlay.active;
-        let full = active.cost.max(active.journal_bytes as usize) >= options.checkpoint_bytes;
-        // A checkpoint that failed is tried again in time, not at once.
-        !gathering.stop && (!full || gathering.failing.is_some())
+        !gathering.stop && (!gathering.is_full(options) || gathering.failing.is_some())
     };
     let gathering = lock_of(&shared.gathering);
     let gathering = shared.gathered.wait_while(gathering, idle).unwrap_or_else(PoisonError::into_inner);
     let waited = shared.gathered.wait_timeout_while(gathering, options.checkpoint_every, early);
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
+
+/// Between two megabytes that are copied.
+const BREATH: Duration = Duration::from_millis(10);
+/// Checkpoints after a rewriting that failed.
+const HOLD_OFF: u32 = 64;

@@ -4,7 +4,7 @@
 //! fails, from a lack of descriptors to a lack of memory, says nothing about the records: the read is tried
 //! again until it succeeds or the store ends, and never answered with less than there is.
 
-use std::{collections::VecDeque, fs::File, io, ops::ControlFlow, time::Duration};
+use std::{collections::VecDeque, io, ops::ControlFlow, time::Duration};
 
 use bytes::Bytes;
 use codec::{Class, Flags, Kind, Record, RecordHeader};
@@ -20,27 +20,25 @@ use crate::{
     store::{
         StoreEvent,
         facts::{self, Span},
-        journal::{format::segment_name, scan},
+        journal::{Place, scan},
     },
 };
 
 /// Serves reads in order, until there will be no more.
 pub(super) fn run(shared: &Shared) {
-    let mut files = Files { shared, open: VecDeque::new() };
+    let reader = Reader { shared };
     let mut waiting = VecDeque::new();
     while shared.reads.take(&mut waiting) {
         for request in waiting.drain(..) {
-            if let Some(records) = files.serve(&request) {
+            if let Some(records) = reader.serve(&request) {
                 shared.events.push(StoreEvent::Read { read: request.read, records });
             }
         }
     }
 }
 
-/// The segments that were read last.
-struct Files<'a> {
+struct Reader<'a> {
     shared: &'a Shared,
-    open: VecDeque<(u64, File)>,
 }
 
 /// The answer so far.
@@ -61,9 +59,9 @@ enum ReadError {
     Segment(#[from] io::Error),
 }
 
-impl Files<'_> {
+impl Reader<'_> {
     /// Tries until it succeeds; `None` if the store ends before.
-    fn serve(&mut self, request: &ReadRequest) -> Option<Vec<Record>> {
+    fn serve(&self, request: &ReadRequest) -> Option<Vec<Record>> {
         let mut told = false;
         loop {
             match self.try_serve(request) {
@@ -80,25 +78,34 @@ impl Files<'_> {
         }
     }
 
-    fn try_serve(&mut self, request: &ReadRequest) -> Result<Vec<Record>, ReadError> {
+    fn try_serve(&self, request: &ReadRequest) -> Result<Vec<Record>, ReadError> {
         let mut answer = Answer { request, records: Vec::new(), bytes: 0, enough: false };
-        let mut done: Option<Key> = None;
-        let mut from = request.from;
-        loop {
-            let (runs, until) = view(self.shared, request.source, from)?;
+        // Everything in front of this place is served. Entries change while this goes on: they are cut,
+        // and joined when segments are rewritten.
+        let mut at: Key = (request.from, facts::EMPTY);
+        let mut freed: Option<(Key, Place)> = None;
+        'view: loop {
+            let (runs, until) = view(self.shared, request.source, at.0)?;
             for (key, run) in runs {
-                if run.last < request.from || done.is_some_and(|done| key <= done) {
+                let end = (run.last, key.1);
+                if end < at {
                     continue;
                 }
-                match self.read_run(request, key, &run) {
-                    // The segment was freed after the view was taken: what it held is no longer in the Log.
+                match self.read_run(request.source, at.0, key, &run) {
+                    // The segment was freed after the view was taken: another look tells where the records
+                    // are now, if they are still in the Log.
                     Err(error)
-                        if error.kind() == io::ErrorKind::NotFound && self.is_freed(run.place.segment) => {}
+                        if error.kind() == io::ErrorKind::NotFound
+                            && !self.shared.segments.has(run.place.segment)
+                            && freed.replace((key, run.place)) != Some((key, run.place)) =>
+                    {
+                        continue 'view;
+                    }
                     Err(error) if !is_damage(&error) => return Err(error.into()),
                     Err(error) => {
                         tracing::error!(%error, source = request.source, from = key.0, to = run.last,
                             "records of a Log cannot be read, a gap is told instead");
-                        if answer.add(unreadable(request, key, &run)).is_break() {
+                        if answer.add(unreadable(request.source, at.0, key, &run)).is_break() {
                             return Ok(answer.records);
                         }
                     }
@@ -108,37 +115,30 @@ impl Files<'_> {
                         }
                     }
                 }
-                done = Some(key);
+                at = (end.0.saturating_add(u64::from(end.1)), 1 - end.1);
             }
             if until == END {
                 break;
             }
-            from = until.0;
+            at = at.max(until);
         }
         Ok(answer.records)
     }
 
-    /// The keeper takes a segment off the list before it removes the file.
-    fn is_freed(&self, segment: u64) -> bool {
-        !lock_of(&self.shared.segments).contains_key(&segment)
-    }
-
     /// The records that an index entry claims, from the wanted seq on.
-    fn read_run(&mut self, request: &ReadRequest, key: Key, run: &Run) -> io::Result<Vec<Record>> {
-        let segment = run.place.segment;
-        let salt = lock_of(&self.shared.segments).get(&segment).map(|header| header.salt);
-        let salt = salt.ok_or(io::ErrorKind::NotFound)?;
+    fn read_run(&self, source: u32, from: u64, key: Key, run: &Run) -> io::Result<Vec<Record>> {
+        let (salt, file) = self.shared.segments.file(run.place.segment)?;
         let len = usize::try_from(run.place.len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let mut picked: Vec<Record> = Vec::new();
-        scan::read_groups(self.file(segment)?, salt, run.place.offset, len, &mut |record| {
-            if record.header.source == request.source
+        let mut pick = |record: Record| {
+            if record.header.source == source
                 && let Some(span) = Span::of(&record)
             {
                 if run.gap && (span.start, span.order) == key && record.header.kind == Kind::GAP {
                     picked = vec![record];
                 } else if !run.gap
                     && record.header.kind == Kind::LOG
-                    && (key.0.max(request.from)..=run.last).contains(&span.start)
+                    && (key.0.max(from)..=run.last).contains(&span.start)
                 {
                     // The groups may still hold an earlier record of this seq.
                     while picked.last().is_some_and(|last| last.header.seq >= span.start) {
@@ -147,6 +147,9 @@ impl Files<'_> {
                     picked.push(record);
                 }
             }
+        };
+        scan::read_groups(&file, salt, run.place.offset, len, &mut |_, _, records| {
+            scan::split(records).for_each(&mut pick);
         })?;
         if picked.iter().map(Record::wire_len).sum::<usize>() < len / 4 {
             for record in &mut picked {
@@ -154,17 +157,6 @@ impl Files<'_> {
             }
         }
         Ok(picked)
-    }
-
-    fn file(&mut self, segment: u64) -> io::Result<&File> {
-        if let Some(at) = self.open.iter().position(|(number, _)| *number == segment) {
-            self.open.swap(0, at);
-        } else {
-            let file = File::open(self.shared.journal_dir.join(segment_name(segment)))?;
-            self.open.truncate(FILES_MAX - 1);
-            self.open.push_front((segment, file));
-        }
-        Ok(&self.open[0].1)
     }
 }
 
@@ -203,13 +195,13 @@ fn is_damage(error: &io::Error) -> bool {
 }
 
 /// Stands in for records whose groups are damaged: a reader is told, and goes on behind them.
-fn unreadable(request: &ReadRequest, (start, order): Key, run: &Run) -> Record {
-    let from = if order == facts::FULL { start.max(request.from) } else { start };
+fn unreadable(source: u32, from: u64, (start, order): Key, run: &Run) -> Record {
+    let from = if order == facts::FULL { start.max(from) } else { start };
     let header = RecordHeader {
         kind: Kind::GAP,
         class: Class::Telemetry as u8,
         flags: Flags::default(),
-        source: request.source,
+        source,
         epoch: 0,
         seq: run.last,
         aux: 0,
@@ -217,6 +209,5 @@ fn unreadable(request: &ReadRequest, (start, order): Key, run: &Run) -> Record {
     Record { header, body: facts::corruption_gap(from, run.last.max(from)) }
 }
 
-const FILES_MAX: usize = 4;
 /// Between two tries of a read.
 const RETRY_AFTER: Duration = Duration::from_millis(100);

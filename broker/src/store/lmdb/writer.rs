@@ -7,7 +7,7 @@ use crate::{
     core::event::{Group, Lsn},
     store::{
         StoreEvent,
-        journal::{Journal, Place, format::SegmentHeader},
+        journal::{Journal, Place, scan::Segment},
     },
 };
 
@@ -24,7 +24,7 @@ struct Writer<'a> {
     shared: &'a Shared,
     journal: Journal,
     places: Vec<Place>,
-    opened: Vec<SegmentHeader>,
+    opened: Vec<Segment>,
 }
 
 impl Writer<'_> {
@@ -80,19 +80,22 @@ impl Writer<'_> {
     /// Takes the effects of the groups that were written into the overlay, then says `Persisted`: in this
     /// order, so that whoever knows of a group can read it.
     fn publish(&mut self, groups: &mut VecDeque<Group>) {
-        let opened = self.opened.drain(..).map(|segment| (segment.number, segment));
-        lock_of(&self.shared.segments).extend(opened);
+        self.shared.segments.add(self.opened.drain(..));
         if self.places.is_empty() {
             return;
         }
         let mut last = 0;
         let mut gathering = lock_of(&self.shared.gathering);
+        let (was_idle, was_full) = (gathering.is_idle(), gathering.is_full(&self.shared.options));
         for (place, group) in self.places.drain(..).zip(groups.drain(..)) {
             last = group.lsn;
             gathering.overlay.apply(group.lsn, place, group.records);
         }
+        let is_full = gathering.is_full(&self.shared.options);
         drop(gathering);
-        self.shared.gathered.notify_all();
+        if was_idle || is_full && !was_full {
+            self.shared.gathered.notify_all();
+        }
         self.shared.events.push(StoreEvent::Persisted(last));
     }
 

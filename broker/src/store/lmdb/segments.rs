@@ -1,0 +1,95 @@
+//! The segments that are on disk, and the files of those that were read last.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::File,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use super::lock_of;
+use crate::{
+    core::event::Lsn,
+    store::journal::{
+        format::{REWRITTEN, segment_name},
+        scan::Segment,
+    },
+};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Segments {
+    pub(super) dir: PathBuf,
+    listed: Mutex<Listed>,
+}
+
+#[derive(Debug)]
+struct Listed {
+    /// By number: those of the writer, the last one being written; then those that were rewritten.
+    segments: BTreeMap<u64, Segment>,
+    open: VecDeque<(u64, Arc<File>)>,
+}
+
+impl Segments {
+    pub(super) fn new(dir: PathBuf, segments: impl IntoIterator<Item = Segment>) -> Self {
+        let segments = segments.into_iter().map(|segment| (segment.header.number, segment)).collect();
+        Self { dir, listed: Mutex::new(Listed { segments, open: VecDeque::new() }) }
+    }
+
+    /// From now on these can be read.
+    pub(super) fn add(&self, segments: impl IntoIterator<Item = Segment>) {
+        let segments = segments.into_iter().map(|segment| (segment.header.number, segment));
+        lock_of(&self.listed).segments.extend(segments);
+    }
+
+    /// False once a segment is freed, which is after the last index entry that points to it was committed
+    /// away: whoever looks at the index then finds no such entry.
+    pub(super) fn has(&self, number: u64) -> bool {
+        lock_of(&self.listed).segments.contains_key(&number)
+    }
+
+    /// The salt of a segment and its file; `NotFound` if it is freed.
+    pub(super) fn file(&self, number: u64) -> io::Result<(u64, Arc<File>)> {
+        let mut listed = lock_of(&self.listed);
+        let salt = listed.segments.get(&number).ok_or(io::ErrorKind::NotFound)?.header.salt;
+        if let Some(at) = listed.open.iter().position(|(open, _)| *open == number) {
+            listed.open.swap(0, at);
+        } else {
+            let file = Arc::new(File::open(self.dir.join(segment_name(number)))?);
+            listed.open.truncate(FILES_MAX - 1);
+            listed.open.push_front((number, file));
+        }
+        Ok((salt, Arc::clone(&listed.open[0].1)))
+    }
+
+    /// Segments that are never written again and whose groups are all in the checkpoint, by number.
+    pub(super) fn closed(&self, applied: Lsn) -> Vec<Segment> {
+        let listed = lock_of(&self.listed);
+        // The writer's last one stays in any case: it carries the number and the lsn that go on.
+        let written = listed.segments.range(..REWRITTEN).map(|(_, segment)| *segment);
+        let followers = written.clone().skip(1);
+        let closed = written.zip(followers).filter(|(_, next)| next.header.first_lsn <= applied + 1);
+        let rewritten = listed.segments.range(REWRITTEN..).map(|(_, segment)| *segment);
+        closed.map(|(segment, _)| segment).chain(rewritten).collect()
+    }
+
+    /// A number for the next rewritten segment, above all that are there.
+    pub(super) fn next_rewritten(&self) -> u64 {
+        let listed = lock_of(&self.listed);
+        listed.segments.last_key_value().map_or(REWRITTEN, |(last, _)| *last).max(REWRITTEN) + 1
+    }
+
+    /// Takes a segment off the list, closes it and removes its file.
+    pub(super) fn free(&self, number: u64) {
+        let mut listed = lock_of(&self.listed);
+        listed.segments.remove(&number);
+        listed.open.retain(|(open, _)| *open != number);
+        drop(listed);
+        if let Err(error) = std::fs::remove_file(self.dir.join(segment_name(number))) {
+            tracing::warn!(segment = number, %error, "cannot remove a segment; the next start will");
+        }
+    }
+}
+
+const FILES_MAX: usize = 4;
