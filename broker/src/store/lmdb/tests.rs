@@ -470,8 +470,8 @@ fn mostly_dead(store: &mut LmdbStore, alarms: u64) -> Vec<Record> {
     kept
 }
 
-fn is_rewritten(name: &String) -> bool {
-    name.starts_with("old-")
+fn is_rewritten(name: impl AsRef<str>) -> bool {
+    name.as_ref().starts_with("old-")
 }
 
 /// Gives the keeper a reason to look: checkpoints come with changes.
