@@ -15,6 +15,7 @@
 //! | `link` | the session with another broker |
 //! | `claims`, `forwards`, `authorize` | who holds a node's name, whom a relay speaks for, who may send what |
 //! | `exports`, `export_log`, `export_state`, `imports`, `credit` | what flows over it, and how much at a time |
+//! | `export_scope`, `import_scope` | a space of which each node gets its part |
 //! | `request` | who waits for which answer |
 //! | `command` | administration and modules |
 //! | `restore` | from what the store recovered |
@@ -28,9 +29,13 @@ mod credit;
 mod deliver;
 pub mod event;
 mod export_log;
+mod export_scope;
 mod export_state;
 mod exports;
+#[cfg(test)]
+mod fleet_tests;
 mod forwards;
+mod import_scope;
 mod imports;
 mod ledger;
 mod link;
@@ -43,6 +48,8 @@ mod space;
 #[cfg(test)]
 mod state_tests;
 mod stats;
+#[cfg(test)]
+mod test_host;
 mod trie;
 mod watch;
 
@@ -405,6 +412,9 @@ impl Core {
                 Effect::StateDurable { space, key, version } => self.on_state_durable(space, &key, version),
                 Effect::BarrierDurable { space, pair } => self.on_barrier_durable(space, pair),
                 Effect::LinkAck { session, source } => self.on_import_durable(session, source),
+                Effect::PartDurable { session, source, count, space } => {
+                    self.on_part_acknowledgeable(session, source, count, space);
+                }
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
             }
         }

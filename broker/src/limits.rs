@@ -52,6 +52,8 @@ pub const INFLIGHT_SHARED: usize = 64;
 /// Recent records of a Log that came over a link, kept in memory.
 pub const IMPORTED_TAIL_BYTES: usize = 64 << 10;
 
+/// Keys that one node may want.
+pub const WANT_KEYS_MAX: usize = 8_192;
 /// Tombstones of a space beyond which the oldest are forgotten, whoever has not seen them.
 pub const TOMBSTONES_MAX: usize = 16_384;
 /// Tombstones of a space that one turn forgets.

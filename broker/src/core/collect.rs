@@ -37,11 +37,12 @@ impl Core {
         }
         let before = self.now.mono.checked_sub(self.config.tombstone_age);
         let up_to = self.acknowledged_by_all(index);
-        let which = match before {
-            Some(before) => Forgettable { before, up_to },
-            None => Forgettable { before: Duration::ZERO, up_to: 0 },
+        let which = Forgettable {
+            before: before.unwrap_or_default(),
+            up_to: before.map_or(0, |_| up_to),
+            not: self.spaces[index].answered_for(&self.own),
         };
-        self.spaces[index].collect(&mut self.ledger, which)
+        self.spaces[index].collect(&mut self.ledger, &which)
     }
 
     /// The local revision that every receiver that was ever heard of durably holds. Who stands in another

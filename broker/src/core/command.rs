@@ -12,6 +12,7 @@ use super::{
     ledger::Effect,
     link::Phase,
     log::{Log, LogId},
+    space::{BARRIER, scope},
 };
 use crate::limits;
 
@@ -30,6 +31,12 @@ impl Core {
                     return self.ledger.after(Effect::Respond(id, Response::Written(revisions)));
                 }
                 Err(response) => response,
+            },
+            Command::StateBarrier { space } => match self.write_barrier(&space) {
+                Ok(revision) => {
+                    return self.ledger.after(Effect::Respond(id, Response::Written(vec![revision])));
+                }
+                Err(reason) => Response::Refused(reason),
             },
             Command::StateWatch { .. } => self.on_state_watch(command),
             Command::LogList { origin } => Response::Logs(self.list_logs(origin.as_ref())),
@@ -90,6 +97,19 @@ impl Core {
             }
         };
         Ok(ops.iter().map(write).collect())
+    }
+
+    /// The owner says that it has listed the source of this space completely.
+    fn write_barrier(&mut self, name: &Arc<str>) -> Result<u64, String> {
+        if self.refusing {
+            return Err("the store takes no writes now".to_owned());
+        }
+        let own = Arc::clone(&self.own);
+        let space = self.existing_space(&own, name).filter(|index| self.spaces[*index].scoped);
+        let Some(index) = space else {
+            return Err(format!("no space {name} here whose barrier is written by hand"));
+        };
+        Ok(self.spaces[index].write(&mut self.ledger, self.now, BARRIER, Some(b"")))
     }
 
     fn list_logs(&self, origin: Option<&Origin>) -> Vec<LogInfo> {
@@ -239,6 +259,9 @@ fn check_form(ops: &[StateOp]) -> Result<(), String> {
         if let StateChange::Put(value) = &op.change {
             if value.len() > limits::STATE_VALUE_MAX {
                 return Err(format!("key {:?}: more than {} bytes", op.key, limits::STATE_VALUE_MAX));
+            }
+            if &*op.space == "fleet" && op.key.starts_with(scope::WANT) {
+                scope::listed(value)?;
             }
             bytes += value.len();
         }

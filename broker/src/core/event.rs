@@ -437,6 +437,9 @@ pub enum Command {
         /// Show with each change what was there before: only with a change window.
         with_previous: bool,
     },
+    /// This broker has listed the source of its space `fleet` completely: what its receivers hold of an older
+    /// incarnation, and was not told again, may go. Answered once durable.
+    StateBarrier { space: Arc<str> },
     /// Which Logs there are; older histories of a stream stand before its current one.
     LogList { origin: Option<Origin> },
     /// Read a Log: the history that had this epoch, or the current one.

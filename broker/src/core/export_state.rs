@@ -67,7 +67,7 @@ impl Core {
             cursor: space.resume_after(position),
             in_flight: InFlight::default(),
             // Owed at every start: the one of an earlier session may never have arrived.
-            barrier: space.is_complete().then_some(space.at),
+            barrier: space.is_complete(&self.own).then_some(space.at),
             mark: position,
             mark_is_new: false,
         };
@@ -81,7 +81,10 @@ impl Core {
         self.spaces[index].passed(pair);
         self.pump_watches_of(index);
         let space = &self.spaces[index];
-        if space.owned || !space.is_complete() {
+        if space.owned {
+            return self.pump_links_above();
+        }
+        if !space.is_complete(&self.own) {
             return;
         }
         for (session, link) in &mut self.links {
@@ -103,6 +106,8 @@ impl Core {
             }
             *budget -= 1;
             let (pair, mut record) = match space.change_after(export.cursor) {
+                // A new incarnation is not durable yet.
+                Some((_, version)) if space.owned && version.pair.0 != space.at.0 => return,
                 Some((_, version)) => {
                     export.cursor = version.local;
                     // What a barrier removed has no revision: the barrier says it there too.
@@ -135,12 +140,15 @@ impl Core {
     /// A State change is durable: watchers see it, links send it.
     pub(super) fn on_state_durable(&mut self, index: usize, key: &Arc<str>, version: Version) {
         let mono = self.now.mono;
-        let tombstone = version.tombstone;
+        let (tombstone, revision) = (version.tombstone, version.local);
         self.spaces[index].persisted(key, version, mono);
         if tombstone {
             self.on_tombstone(index);
         }
         self.pump_watches_of(index);
+        if self.spaces[index].owned && self.spaces[index].scoped {
+            self.on_part_durable(index, key, revision);
+        }
         self.pump_links_above();
         if self.config.is_hub()
             && self.spaces[index].owned

@@ -37,6 +37,7 @@ impl Core {
         for index in spaces {
             self.begin_state_export(session, index);
         }
+        self.begin_part_export(session);
     }
 
     pub(super) fn pump_exports(&mut self) {
@@ -85,6 +86,7 @@ impl Core {
         for index in spaces {
             self.pump_state(session, index, &mut budget);
         }
+        self.pump_part(session, &mut budget);
         for (_, id) in others {
             self.pump_log(session, *id, &mut budget);
         }
@@ -109,7 +111,11 @@ impl Core {
         let mut freed = 0;
         let mut moved = Vec::new();
         for at in ack.sources.iter().filter(|at| at.source != 0) {
-            if let Some((id, export)) = link.logs.iter_mut().find(|(_, export)| export.number == at.source) {
+            if let Some(part) = link.part.as_mut().filter(|part| part.number == at.source) {
+                freed += part.in_flight.acknowledged(&at.seq);
+            } else if let Some((id, export)) =
+                link.logs.iter_mut().find(|(_, export)| export.number == at.source)
+            {
                 export.held = at.hold;
                 if at.seq >= export.next || at.epoch == 0 {
                     continue; // it acknowledges what was never sent, or holds back what it has nothing of

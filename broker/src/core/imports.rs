@@ -75,13 +75,18 @@ impl Core {
                 }
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
+            (Import::State { space }, Kind::PUT | Kind::TOMBSTONE | Kind::SYNCED)
+                if self.spaces[space].scoped =>
+            {
+                self.import_part(session, number, space, &record);
+            }
             (Import::State { space }, Kind::PUT | Kind::TOMBSTONE) => {
                 if !self.spaces[space].import(&mut self.ledger, &record) {
                     self.stats.link_duplicates_in += 1;
                 }
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
-            (Import::State { space }, Kind::BARRIER) => {
+            (Import::State { space }, Kind::BARRIER) if !self.spaces[space].scoped => {
                 let pair = (record.header.epoch, record.header.seq);
                 let now = self.now;
                 self.spaces[space].barrier(&mut self.ledger, now, pair);
@@ -295,8 +300,10 @@ impl Core {
             let Some(link) = self.links.get_mut(&session) else { continue };
             let owed = std::mem::take(&mut link.owed);
             let link = &self.links[&session];
-            let sources: Vec<proto::SourceAck> =
-                owed.iter().filter_map(|number| self.position_of(*number, &link.imports[number])).collect();
+            let sources: Vec<proto::SourceAck> = owed
+                .iter()
+                .filter_map(|number| self.position_of(session, *number, &link.imports[number]))
+                .collect();
             let link = self.links.get_mut(&session).expect("looked at it");
             for at in &sources {
                 if at.hold {
@@ -310,7 +317,12 @@ impl Core {
         }
     }
 
-    fn position_of(&self, source: LinkSource, import: &Import) -> Option<proto::SourceAck> {
+    fn position_of(
+        &self,
+        session: SessionId,
+        source: LinkSource,
+        import: &Import,
+    ) -> Option<proto::SourceAck> {
         match import {
             Import::Log { log, .. } => {
                 let id = (*log)?;
@@ -318,6 +330,10 @@ impl Core {
                 let seq = log.durable_next - 1;
                 let crc = log.crc_at(seq).unwrap_or(0);
                 Some(proto::SourceAck { source, epoch: log.epoch(), seq, crc, hold: self.holds(id) })
+            }
+            Import::State { space } if self.spaces[*space].scoped => {
+                let (_, durable) = self.links[&session].part_records.get(&source)?;
+                Some(proto::SourceAck { source, epoch: 0, seq: *durable, crc: 0, hold: false })
             }
             Import::State { space } => {
                 let (epoch, seq) = self.spaces[*space].durable;

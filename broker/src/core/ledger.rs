@@ -30,6 +30,8 @@ pub(super) enum Effect {
     BarrierDurable { space: usize, pair: Pair },
     /// The peer of a link may be told that this source is durable up to here.
     LinkAck { session: SessionId, source: LinkSource },
+    /// A part of a space is durable up to this many records of the session.
+    PartDurable { session: SessionId, source: LinkSource, count: u64, space: usize },
     /// The answer to a command.
     Respond(CommandId, Response),
 }

@@ -26,6 +26,7 @@ use codec::{Class, Flags, Kind, Record, RecordHeader, proto};
 use super::{
     Core, Party, claims, credit,
     event::{CloseReason, LinkOpen, Origin, Output, Peer, Role, SessionId},
+    export_scope::PartExport,
     forwards::Behind,
     log::LogId,
     space::Pair,
@@ -93,7 +94,11 @@ pub(super) struct Link {
     live: BTreeMap<(Origin, Class), u32>,
     pub(super) logs: BTreeMap<LogId, LogExport>,
     pub(super) spaces: BTreeMap<usize, StateExport>,
+    /// Of a node's link: its part of `fleet`.
+    pub(super) part: Option<PartExport>,
     pub(super) imports: BTreeMap<LinkSource, Import>,
+    /// Records of sources that are parts of a space: received, and durable.
+    pub(super) part_records: BTreeMap<LinkSource, (u64, u64)>,
     /// Sources of the peer whose durable position it has not been told.
     pub(super) owed: BTreeSet<LinkSource>,
     /// Sources of the peer of which it was told to send no more for now.
@@ -210,7 +215,9 @@ impl Link {
             live: BTreeMap::new(),
             logs: BTreeMap::new(),
             spaces: BTreeMap::new(),
+            part: None,
             imports: BTreeMap::new(),
+            part_records: BTreeMap::new(),
             owed: BTreeSet::new(),
             holding: BTreeSet::new(),
             pending: BTreeMap::new(),

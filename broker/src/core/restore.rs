@@ -300,10 +300,12 @@ impl Core {
         let own = Arc::clone(&self.own);
         if self.config.is_hub() {
             self.space_of(&own, &"sys".into());
+            self.space_of(&own, &"fleet".into());
         } else {
             for space in super::NODE_SPACES {
                 self.space_of(&own, &space.into());
             }
+            self.settle_parts();
         }
     }
 }

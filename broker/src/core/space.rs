@@ -80,6 +80,8 @@ pub(super) struct Space {
     pub(super) horizon: Horizon,
     /// The incarnation whose barrier is durable.
     complete_in: u64,
+    /// Of a scoped space that this broker owns.
+    pub(super) scopes: scope::Scopes,
     pub(super) window: Option<Window>,
     pub(super) watchers: BTreeSet<WatchId>,
 }
@@ -130,6 +132,7 @@ impl Space {
             tombstones: BTreeMap::new(),
             horizon: Horizon::default(),
             complete_in: 0,
+            scopes: scope::Scopes::default(),
             window: None,
             watchers: BTreeSet::new(),
         }
@@ -270,6 +273,14 @@ impl Space {
         true
     }
 
+    /// What a scope no longer lists leaves this replica, at the revision that it had.
+    pub(super) fn unlist(&mut self, ledger: &mut Ledger, now: Now, key: &str) {
+        let Some(pair) = self.entries.get(key).map(|entry| entry.latest.pair) else { return };
+        let frame = FrameParts { topic: key, time_us: now.wall_us, ..FrameParts::default() }.encode();
+        let flags = Flags::IMPORTED.union(Flags::UNLISTED);
+        self.apply(ledger, Kind::TOMBSTONE, flags, pair, &self.key(key), frame);
+    }
+
     /// The key as it is held, if it is.
     fn key(&self, key: &str) -> Arc<str> {
         self.entries.get_key_value(key).map_or_else(|| key.into(), |(held, _)| Arc::clone(held))
@@ -344,6 +355,7 @@ impl Space {
         }
         self.horizon.listed = incarnation;
         self.write_horizon(ledger);
+        ledger.after(Effect::BarrierDurable { space: self.index, pair: self.at });
     }
 
     /// This version is durable: it may be exported, watched and acknowledged.
@@ -366,6 +378,7 @@ impl Space {
         } else {
             entry.durable = Some(version.clone());
         }
+        self.follow_want(key, &version);
         if let Some(window) = &mut self.window {
             window.push(Change { key: Arc::clone(key), previous, new: version });
         }
@@ -436,6 +449,11 @@ impl Version {
             local: self.local,
             time_us: FrameView::parse(&self.frame).map_or(0, |view| view.time_us()),
         }
+    }
+
+    /// The value.
+    pub(super) fn payload(&self) -> &[u8] {
+        FrameView::parse(&self.frame).map_or(&[], |view| view.payload())
     }
 
     fn bytes(&self) -> usize {

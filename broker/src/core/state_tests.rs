@@ -6,197 +6,13 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{
-    Config, Core, WindowBounds,
-    event::{
-        Action, Command, Event, Expect, Front, Group, Now, Output, Response, SessionId, SessionOpen,
-        StateChange, StateEvent, StateOp,
-    },
+    WindowBounds,
+    event::{Command, Event, Expect, Response, SessionId, StateChange, StateEvent, StateOp},
+    test_host::{self, Host as Hub},
 };
-use crate::store::{Store, mem::MemStore};
-
-/// A hub whose disk is as slow as the test wants.
-struct Hub {
-    config: Config,
-    core: Core,
-    store: MemStore,
-    waiting: Vec<Group>,
-    mono: Duration,
-    responses: BTreeMap<u64, Response>,
-    seen: BTreeMap<SessionId, Vec<StateEvent>>,
-    /// Outputs that were not reported as sent.
-    owed: BTreeMap<SessionId, usize>,
-    commands: u64,
-}
-
-impl Hub {
-    fn new(window: Option<WindowBounds>) -> Self {
-        let mut config = Config::hub("hub", "tier", [9; 16], 12);
-        config.windows = window.map(|bounds| ("k8s".into(), bounds)).into_iter().collect();
-        let mut hub = Self {
-            core: Core::restore(
-                config.clone(),
-                MemStore::new().recover(),
-                now(Duration::ZERO),
-                &mut Vec::new(),
-            ),
-            config,
-            store: MemStore::new(),
-            waiting: Vec::new(),
-            mono: Duration::ZERO,
-            responses: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            owed: BTreeMap::new(),
-            commands: 0,
-        };
-        hub.restart();
-        hub
-    }
-
-    /// What is not durable is gone; so is every session.
-    fn restart(&mut self) {
-        self.waiting.clear();
-        self.seen.clear();
-        self.owed.clear();
-        let (store, recovered) = std::mem::take(&mut self.store).crash();
-        self.store = store;
-        self.mono = Duration::ZERO;
-        let mut actions = Vec::new();
-        self.core = Core::restore(self.config.clone(), recovered, now(self.mono), &mut actions);
-        self.perform(actions);
-        self.persist();
-    }
-
-    fn apply(&mut self, event: Event) {
-        let mut actions = Vec::new();
-        self.core.apply(now(self.mono), event, &mut actions);
-        self.perform(actions);
-    }
-
-    fn perform(&mut self, actions: Vec<Action>) {
-        for action in actions {
-            match action {
-                Action::Persist(group) => self.waiting.push(group),
-                Action::Output { session, output } => {
-                    *self.owed.entry(session).or_default() += output.cost();
-                    if let Output::State(event) = output {
-                        self.seen.entry(session).or_default().push(event);
-                    }
-                }
-                Action::Respond { id, response } => drop(self.responses.insert(id, response)),
-                Action::Read(_) => {}
-            }
-        }
-    }
-
-    fn persist(&mut self) {
-        while !self.waiting.is_empty() {
-            let groups = std::mem::take(&mut self.waiting);
-            let last = groups.last().expect("not empty").lsn;
-            groups.into_iter().for_each(|group| self.store.submit(group));
-            self.store.flush_some(usize::MAX);
-            self.apply(Event::Persisted(last));
-        }
-    }
-
-    fn ask(&mut self, command: Command) -> Option<Response> {
-        self.commands += 1;
-        let id = self.commands;
-        self.apply(Event::Commanded { command, id });
-        self.responses.remove(&id)
-    }
-
-    fn write(&mut self, ops: Vec<StateOp>) -> Response {
-        match self.ask(Command::StateWrite(ops)) {
-            Some(response) => response,
-            None => {
-                self.persist();
-                self.responses.remove(&self.commands).expect("answered once durable")
-            }
-        }
-    }
-
-    /// Every page of a list.
-    fn list(
-        &mut self,
-        prefix: &str,
-        at: Option<u64>,
-        limit: usize,
-    ) -> Result<(Vec<(String, String)>, u64), u64> {
-        let (mut all, mut at, mut after) = (Vec::new(), at, None);
-        loop {
-            let command = Command::StateList {
-                origin: "".into(),
-                space: "k8s".into(),
-                prefix: prefix.into(),
-                after,
-                limit,
-                at,
-            };
-            match self.ask(command).expect("answered at once") {
-                Response::Entries { entries, revision, more } => {
-                    after = entries.last().map(|entry| entry.key.clone());
-                    let text = |value: Bytes| String::from_utf8_lossy(&value).into_owned();
-                    all.extend(entries.iter().map(|entry| (entry.key.clone(), text(entry.value()))));
-                    at = Some(revision);
-                    if !more {
-                        return Ok((all, revision));
-                    }
-                }
-                Response::TooOld { oldest } => return Err(oldest),
-                other => panic!("entries, not {other:?}"),
-            }
-        }
-    }
-
-    fn open(&mut self, session: u64) -> SessionId {
-        let session = SessionId(session);
-        self.apply(Event::SessionOpened(SessionOpen {
-            session,
-            front: Front::Internal,
-            client_id: "".into(),
-            clean_start: true,
-            expiry_s: 0,
-            receive_max: 8,
-            will: None,
-        }));
-        self.read(session);
-        session
-    }
-
-    fn watch(
-        &mut self,
-        session: SessionId,
-        prefixes: &[&str],
-        from: Option<u64>,
-        with_previous: bool,
-    ) -> Response {
-        let command = Command::StateWatch {
-            session,
-            origin: "".into(),
-            space: "k8s".into(),
-            prefixes: prefixes.iter().map(|prefix| (*prefix).to_owned()).collect(),
-            from,
-            with_previous,
-        };
-        self.ask(command).expect("answered at once")
-    }
-
-    /// The session's writer is done with everything.
-    fn read(&mut self, session: SessionId) {
-        while let Some(bytes) = self.owed.remove(&session).filter(|bytes| *bytes > 0) {
-            self.apply(Event::Sent { session, bytes });
-        }
-    }
-}
-
-fn now(mono: Duration) -> Now {
-    let wall_us = 1_790_000_000_000_000 + u64::try_from(mono.as_micros()).expect("short runs");
-    Now { mono, wall_us, trusted: true }
-}
 
 fn op(key: &str, value: Option<&str>, expect: Expect) -> StateOp {
-    let change = value.map_or(StateChange::Delete, |value| StateChange::Put(value.to_owned().into()));
-    StateOp { space: "k8s".into(), key: key.into(), change, expect }
+    test_host::op("k8s", key, value.map(|value| Bytes::copy_from_slice(value.as_bytes())), expect)
 }
 
 fn put(key: &str, value: &str) -> StateOp {
@@ -273,7 +89,7 @@ proptest! {
     /// is slow, readers are slow and the process restarts.
     #[test]
     fn a_list_and_a_watch_from_its_revision_are_the_whole_truth(steps in steps(), changes in 4usize..40) {
-        let mut hub = Hub::new(Some(WindowBounds { changes, bytes: 1 << 20 }));
+        let mut hub = Hub::hub(Some(WindowBounds { changes, bytes: 1 << 20 }));
         let mut model = Model::default();
         let mut pending: Vec<(u64, Named)> = Vec::new();
         let mut watching: BTreeMap<u8, (SessionId, u64)> = BTreeMap::new();
@@ -301,7 +117,7 @@ proptest! {
                     prop_assert_eq!(at, model.last(), "what is not durable was shown");
                     sessions += 1;
                     let session = hub.open(sessions);
-                    let answer = hub.watch(session, &["k/1", "k/", "k/2"], Some(at + 1), true);
+                    let answer = hub.watch_of(session, "k8s", &["k/1", "k/", "k/2"], Some(at + 1), true);
                     prop_assert!(matches!(answer, Response::Done), "{answer:?}");
                     watching.insert(name, (session, at));
                 }
@@ -369,10 +185,10 @@ proptest! {
     /// Without a window a slow watcher sees each key at its newest version, and ends up with the truth.
     #[test]
     fn a_slow_watch_without_a_window_converges(steps in steps()) {
-        let mut hub = Hub::new(None);
+        let mut hub = Hub::hub(None);
         let session = hub.open(1);
         hub.write(vec![put("k/0", "first")]);
-        prop_assert!(matches!(hub.watch(session, &[""], None, false), Response::Done));
+        prop_assert!(matches!(hub.watch_of(session, "k8s", &[""], None, false), Response::Done));
         for step in steps {
             match step {
                 Step::Write(ops) => {
@@ -410,25 +226,28 @@ proptest! {
 
 #[test]
 fn a_watch_from_before_the_restart_is_too_old_and_never_silently_incomplete() {
-    let mut hub = Hub::new(wide());
+    let mut hub = Hub::hub(wide());
     for number in 0..5 {
         hub.write(vec![put("k/a", &number.to_string())]);
     }
     let session = hub.open(1);
-    assert!(matches!(hub.watch(session, &[""], Some(3), false), Response::Done));
+    assert!(matches!(hub.watch_of(session, "k8s", &[""], Some(3), false), Response::Done));
     hub.restart();
     let session = hub.open(1);
-    assert!(matches!(hub.watch(session, &[""], Some(3), false), Response::TooOld { oldest: 6 }));
+    assert!(matches!(hub.watch_of(session, "k8s", &[""], Some(3), false), Response::TooOld { oldest: 6 }));
     assert_eq!(hub.list("", Some(4), 10), Err(5));
-    assert!(matches!(hub.watch(session, &[""], Some(6), false), Response::Done));
-    assert!(matches!(hub.watch(session, &[""], Some(8), false), Response::TooOld { .. }), "of the future");
+    assert!(matches!(hub.watch_of(session, "k8s", &[""], Some(6), false), Response::Done));
+    assert!(
+        matches!(hub.watch_of(session, "k8s", &[""], Some(8), false), Response::TooOld { .. }),
+        "of the future"
+    );
 }
 
 #[test]
 fn a_watch_that_falls_behind_the_window_ends_with_a_reason_and_costs_no_memory() {
-    let mut hub = Hub::new(Some(WindowBounds { changes: 8, bytes: 64 << 20 }));
+    let mut hub = Hub::hub(Some(WindowBounds { changes: 8, bytes: 64 << 20 }));
     let session = hub.open(1);
-    assert!(matches!(hub.watch(session, &[""], None, false), Response::Done));
+    assert!(matches!(hub.watch_of(session, "k8s", &[""], None, false), Response::Done));
     let large = "x".repeat(400_000);
     for number in 0..40 {
         hub.write(vec![put(&format!("k/{number}"), &large)]);
@@ -445,10 +264,10 @@ fn a_watch_that_falls_behind_the_window_ends_with_a_reason_and_costs_no_memory()
 
 #[test]
 fn a_change_out_of_a_selector_shows_both_values() {
-    let mut hub = Hub::new(wide());
+    let mut hub = Hub::hub(wide());
     let session = hub.open(1);
     hub.write(vec![put("k/a", "in")]);
-    assert!(matches!(hub.watch(session, &["k/"], Some(2), true), Response::Done));
+    assert!(matches!(hub.watch_of(session, "k8s", &["k/"], Some(2), true), Response::Done));
     hub.write(vec![put("k/a", "out")]);
     hub.write(vec![op("k/a", None, Expect::Any)]);
     let [StateEvent::Put { entry, previous: Some(was) }, StateEvent::Deleted { previous: Some(last), .. }] =
@@ -461,7 +280,7 @@ fn a_change_out_of_a_selector_shows_both_values() {
 
 #[test]
 fn a_write_of_several_keys_happens_whole_or_not_at_all() {
-    let mut hub = Hub::new(wide());
+    let mut hub = Hub::hub(wide());
     let Response::Written(first) = hub.write(vec![put("k/a", "1"), put("k/b", "1")]) else { panic!() };
     assert_eq!(first, [1, 2], "each op has its revision");
     let mut check = op("k/b", None, Expect::Revision(2));
@@ -483,7 +302,7 @@ fn a_write_of_several_keys_happens_whole_or_not_at_all() {
 
 #[test]
 fn a_write_is_bounded_and_names_each_key_once() {
-    let mut hub = Hub::new(wide());
+    let mut hub = Hub::hub(wide());
     let twice = vec![put("k/a", "1"), put("k/a", "2")];
     let many = (0..=crate::limits::STATE_OPS_MAX).map(|number| put(&format!("k/{number}"), "")).collect();
     let large = vec![put("k/a", &"x".repeat(crate::limits::STATE_VALUE_MAX + 1))];
@@ -495,7 +314,7 @@ fn a_write_is_bounded_and_names_each_key_once() {
 
 #[test]
 fn memory_and_disk_stay_flat_while_keys_come_and_go() {
-    let mut hub = Hub::new(wide());
+    let mut hub = Hub::hub(wide());
     let mut peak = 0;
     for round in 0..60 {
         for number in 0..500 {
@@ -527,7 +346,7 @@ fn memory_and_disk_stay_flat_while_keys_come_and_go() {
 
 #[test]
 fn tombstones_are_bounded_even_before_their_time() {
-    let mut hub = Hub::new(None);
+    let mut hub = Hub::hub(None);
     for number in 0..2 * crate::limits::TOMBSTONES_MAX {
         let key = format!("k/{number}");
         hub.ask(Command::StateWrite(vec![put(&key, "value")]));

@@ -129,7 +129,7 @@ impl Core {
                 return;
             }
             let Some(watch) = self.watches.get_mut(&id) else { return };
-            match watch.next(&self.spaces[watch.space]) {
+            match watch.next(&self.spaces[watch.space], &self.own) {
                 Next::Event(event) => self.output_to_client(ix, session, Output::State(event)),
                 Next::Nothing => {}
                 Next::UpToDate => return,
@@ -182,7 +182,7 @@ impl Watch {
         self.prefixes.iter().any(|prefix| key.starts_with(&**prefix))
     }
 
-    fn next(&mut self, space: &Space) -> Next {
+    fn next(&mut self, space: &Space, own: &str) -> Next {
         if let Some(after) = &self.listing {
             let found = self.prefixes.iter().find_map(|prefix| {
                 // What is newer than the list's beginning comes as a change, before `Synced`.
@@ -203,11 +203,11 @@ impl Watch {
         let (key, previous, new) = match &space.window {
             Some(window) => match window.after(self.sent).next() {
                 Some(Change { key, previous, new }) => (key, previous.as_ref(), new),
-                None => return self.at_the_end(space),
+                None => return self.at_the_end(space, own),
             },
             None => match space.change_after(self.sent) {
                 Some((key, new)) => (key, None, new),
-                None => return self.at_the_end(space),
+                None => return self.at_the_end(space, own),
             },
         };
         self.sent = new.local;
@@ -221,9 +221,9 @@ impl Watch {
         Next::Event(event_of(key, new, previous))
     }
 
-    fn at_the_end(&mut self, space: &Space) -> Next {
+    fn at_the_end(&mut self, space: &Space, own: &str) -> Next {
         self.sent = self.sent.max(space.seen);
-        if self.owes_synced && space.is_complete() {
+        if self.owes_synced && space.is_complete(own) {
             self.owes_synced = false;
             return Next::Event(StateEvent::Synced { revision: space.seen });
         }

@@ -5,7 +5,7 @@
 //! the same. The horizon says up to where: a receiver from before it is told everything again, under a new
 //! incarnation, and a barrier then takes away what it alone still holds.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use codec::{Kind, proto};
@@ -25,17 +25,19 @@ pub(in crate::core) struct Horizon {
 }
 
 /// Which tombstones may go.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(in crate::core) struct Forgettable {
     /// Noted before this time.
     pub(in crate::core) before: Duration,
     /// Up to this local revision: every receiver has it.
     pub(in crate::core) up_to: u64,
+    /// But none of these.
+    pub(in crate::core) not: BTreeSet<String>,
 }
 
 impl Space {
     /// Forgets tombstones, oldest first, at most [`limits::TOMBSTONES_FORGOTTEN`] of them. Returns how many.
-    pub(in crate::core) fn collect(&mut self, ledger: &mut Ledger, which: Forgettable) -> usize {
+    pub(in crate::core) fn collect(&mut self, ledger: &mut Ledger, which: &Forgettable) -> usize {
         let surplus = self.tombstones.len().saturating_sub(limits::TOMBSTONES_MAX);
         let due: Vec<u64> = self
             .tombstones
@@ -44,6 +46,7 @@ impl Space {
             .take_while(|(nth, (local, (_, noted)))| {
                 *nth < surplus || (**local <= which.up_to && *noted < which.before)
             })
+            .filter(|(nth, (_, (key, _)))| *nth < surplus || !which.not.contains(&**key))
             .map(|(_, (local, _))| *local)
             .take(limits::TOMBSTONES_FORGOTTEN)
             .collect();
@@ -84,7 +87,7 @@ impl Space {
         true
     }
 
-    pub(super) fn write_horizon(&self, ledger: &mut Ledger) {
+    pub(in crate::core) fn write_horizon(&self, ledger: &mut Ledger) {
         let value = codec::encode(&proto::SpaceFacts {
             incarnation: self.horizon.pair.0,
             revision: self.horizon.pair.1,

@@ -1,0 +1,171 @@
+//! A space of which each receiver gets only its part, on its way to nodes: `fleet`, from the hub.
+//!
+//! What is due for a link is a set of keys, each sent at its newest durable version, so a slow link costs
+//! what changed and no more. Records carry no order that an acknowledgement could count by: they are
+//! numbered within the session, and the number is what comes back. `synced` after the last one says up to
+//! which pair the node holds all of its part; that is where it resumes.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use codec::{Flags, Kind, Record, RecordHeader, proto};
+
+use super::{
+    Core,
+    event::{Role, SessionId},
+    link::InFlight,
+    space::{
+        BARRIER, Pair,
+        scope::{ACCEPT, INTENT_RESULT, Turn, WANT},
+    },
+};
+use crate::store::SourceKind;
+
+/// A part of a space on its way to the peer.
+#[derive(Debug)]
+pub(super) struct PartExport {
+    space: usize,
+    /// Declared as this; 0 = not yet.
+    pub(super) number: u32,
+    due: BTreeSet<(Turn, Arc<str>)>,
+    /// Records sent in this session.
+    sent: u64,
+    pub(super) in_flight: InFlight<u64>,
+    /// What the peer was told, or said, that it holds.
+    synced: Pair,
+    /// It was told, or owes nothing to be told.
+    is_synced: bool,
+}
+
+impl Core {
+    /// The space that a hub sends its nodes parts of.
+    fn scoped_space(&self) -> Option<usize> {
+        self.spaces.iter().position(|space| space.scoped && space.owned)
+    }
+
+    pub(super) fn begin_part_export(&mut self, session: SessionId) {
+        let Some(index) = self.scoped_space() else { return };
+        let link = &self.links[&session];
+        let peer = &link.peer;
+        if link.part.is_some()
+            || peer.role != Role::Node
+            || !self.config.exports.has_space(&self.spaces[index].name)
+        {
+            return;
+        }
+        let node = Arc::clone(&peer.name);
+        let space = &self.spaces[index];
+        let held = |at: &&proto::StatePosition| *at.origin == *space.origin && *at.space == *space.name;
+        let position =
+            link.peer_positions.iter().find(held).map_or((0, 0), |at| (at.incarnation, at.revision));
+        if position > space.at {
+            // No honest receiver is ahead of the owner: this store was wiped, rolled back, or is a copy.
+            self.mint_above(position.0);
+        }
+        let space = &self.spaces[index];
+        let due = space.lacking(&node, position);
+        let export = PartExport {
+            space: index,
+            number: 0,
+            due,
+            sent: 0,
+            in_flight: InFlight::default(),
+            synced: position,
+            is_synced: position == space.durable,
+        };
+        self.links.get_mut(&session).expect("an established link").part = Some(export);
+    }
+
+    /// A durable change of a space whose receivers get parts: the links that it concerns have it due.
+    pub(super) fn on_part_durable(&mut self, index: usize, key: &Arc<str>, revision: u64) {
+        let space = &self.spaces[index];
+        if &**key == BARRIER {
+            let linked: Vec<SessionId> = self.links.keys().copied().collect();
+            for session in linked {
+                self.make_due(session, [(Turn::Barrier, Arc::clone(key))].into());
+            }
+            return;
+        }
+        if let Some(node) = key.strip_prefix(WANT) {
+            if let Some(session) = self.own_link_of(node) {
+                let due = space.moved_by_want(node, revision);
+                self.make_due(session, due);
+            }
+            return;
+        }
+        let named = key.strip_prefix(ACCEPT).or_else(|| key.strip_prefix(INTENT_RESULT)?.split('/').next());
+        let concerned: Vec<SessionId> = match named {
+            Some(node) => self.own_link_of(node).into_iter().collect(),
+            None => space.scopes.listing(key).filter_map(|node| self.own_link_of(node)).collect(),
+        };
+        for session in concerned {
+            self.make_due(session, [(Turn::of(key), Arc::clone(key))].into());
+        }
+    }
+
+    /// The link of a node that is linked here itself: through a relay no parts are passed on.
+    fn own_link_of(&self, node: &str) -> Option<SessionId> {
+        self.link_of(node).filter(|session| *self.links[session].peer.name == *node)
+    }
+
+    fn make_due(&mut self, session: SessionId, due: BTreeSet<(Turn, Arc<str>)>) {
+        let Some(part) = self.links.get_mut(&session).and_then(|link| link.part.as_mut()) else { return };
+        part.due.extend(due);
+        self.pump_links.insert(session);
+    }
+
+    pub(super) fn pump_part(&mut self, session: SessionId, budget: &mut usize) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        let Some(mut part) = link.part.take() else { return };
+        let space = &self.spaces[part.space];
+        if space.durable.0 != space.at.0 {
+            // A new incarnation is not durable yet.
+            link.part = Some(part);
+            return;
+        }
+        let node = Arc::clone(&link.peer.name);
+        while *budget > 0
+            && link.has_credit(space.class)
+            && (part.in_flight.bytes as u64) < link.window.state_bytes
+        {
+            let mut record = match part.due.pop_first() {
+                Some((turn, key)) => {
+                    part.is_synced = false;
+                    let Some(record) = space.part(&node, turn, &key) else { continue };
+                    if turn == Turn::Deleted {
+                        part.due.remove(&(Turn::Entry, key));
+                    }
+                    record
+                }
+                None if part.is_synced || part.synced == space.durable => break,
+                None => {
+                    part.is_synced = true;
+                    part.synced = space.durable;
+                    synced(space.class as u8, space.durable)
+                }
+            };
+            *budget -= 1;
+            if part.number == 0 {
+                part.number = link.declare(&space.origin, SourceKind::State, &space.name, space.class);
+            }
+            part.sent += 1;
+            part.in_flight.sent(part.sent, record.wire_len());
+            link.in_flight_bytes += record.wire_len();
+            record.header.source = part.number;
+            link.push(space.class, record);
+        }
+        link.part = Some(part);
+    }
+}
+
+fn synced(class: u8, at: Pair) -> Record {
+    let header = RecordHeader {
+        kind: Kind::SYNCED,
+        class,
+        flags: Flags::default(),
+        source: 0,
+        epoch: at.0,
+        seq: at.1,
+        aux: 0,
+    };
+    Record { header, body: bytes::Bytes::new() }
+}
