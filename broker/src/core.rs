@@ -308,6 +308,8 @@ pub struct Core {
     conditions: BTreeMap<(&'static str, String), Condition>,
     /// The store takes no writes.
     refusing: bool,
+    /// The store has little room left.
+    low: bool,
     draining: Option<CommandId>,
     stats: Stats,
 }
@@ -368,6 +370,8 @@ impl Core {
             Event::Persisted(lsn) => self.on_persisted(lsn),
             Event::ReadDone { read, records } => self.on_read_done(read, records),
             Event::StoreRefused { reason, .. } => self.on_store_refused(reason),
+            Event::StoreLow { reason } => self.on_store_low(&reason),
+            Event::StoreAmple => self.on_store_ample(),
             Event::Commanded { command, id } => self.on_command(command, id),
             Event::TimerFired => {}
         }
@@ -429,6 +433,27 @@ impl Core {
             format!("the store takes no writes ({reason}): free disk space or check the disk"),
         );
         self.grant_anew();
+    }
+
+    fn on_store_low(&mut self, reason: &str) {
+        self.low = true;
+        self.set_condition(
+            "StoreLow",
+            String::new(),
+            format!("new data is refused ({reason}) until there is room: free disk space or lower quotas"),
+        );
+        self.grant_anew();
+    }
+
+    fn on_store_ample(&mut self) {
+        self.low = false;
+        self.clear_condition("StoreLow", "");
+        self.grant_anew();
+    }
+
+    /// Whether what adds data is refused. What frees space or moves a position is refused by nobody.
+    fn takes_no_data(&self) -> bool {
+        self.refusing || self.low
     }
 
     fn on_read_done(&mut self, read: ReadId, records: Vec<Record>) {

@@ -164,6 +164,11 @@ impl<S: Store> Driver<S> {
                 self.apply(Event::Persisted(lsn));
             }
             StoreEvent::Read { read, records } => self.apply(Event::ReadDone { read, records }),
+            StoreEvent::Low { reason } => {
+                tracing::warn!(reason, "the store is low on space; new data is refused");
+                self.apply(Event::StoreLow { reason });
+            }
+            StoreEvent::Ample => self.apply(Event::StoreAmple),
             StoreEvent::Refused { lsn, reason } => {
                 if self.retry_at.is_none() {
                     tracing::error!(lsn, reason, "the store refused a write; it is tried again");

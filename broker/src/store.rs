@@ -44,6 +44,11 @@ pub enum StoreEvent {
     Persisted(Lsn),
     /// A read is done.
     Read { read: ReadId, records: Vec<Record> },
+    /// The store's space comes to an end: what adds data should be refused from now on. Groups are still
+    /// taken, on what is held back for those that free space or move positions: deletions, trims, cursors.
+    Low { reason: String },
+    /// There is room again.
+    Ample,
     /// This group and every later one submitted so far were not written: no space, or an I/O error.
     /// Nothing of them will be there after a restart. The next `submit` is tried again, with the
     /// refused lsn.

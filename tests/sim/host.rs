@@ -170,6 +170,8 @@ impl Host {
             let event = match event {
                 StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
                 StoreEvent::Read { read, records } => Event::ReadDone { read, records },
+                StoreEvent::Low { reason } => Event::StoreLow { reason },
+                StoreEvent::Ample => Event::StoreAmple,
                 StoreEvent::Refused { lsn, reason } => Event::StoreRefused { lsn, reason },
             };
             self.apply(now, event);

@@ -442,6 +442,34 @@ fn a_store_that_refuses_writes_refuses_publishes_and_recovers_by_itself() {
 }
 
 #[test]
+fn a_store_that_is_low_refuses_what_adds_and_takes_what_frees_until_there_is_room() {
+    let mut pair = Pair::new();
+    pair.publish("n1:x#1", 1, true);
+    pair.quiet();
+    pair.node.apply(pair.now, Event::StoreLow { reason: "no room for another segment".into() });
+    pair.publish("n1:x#2", 1, false);
+    pair.quiet();
+    assert_eq!(pair.acknowledged(), 1, "a publish was taken though there is no room");
+    let write = |change| {
+        let op = StateOp { space: "twin".into(), key: "a".into(), change, expect: Expect::Any };
+        Command::StateWrite(vec![op])
+    };
+    let put = write(StateChange::Put(b"x"[..].into()));
+    assert!(matches!(pair.node.ask(pair.now, put), Response::Refused(_)));
+    let delete = write(StateChange::Delete);
+    assert!(matches!(pair.node.ask(pair.now, delete), Response::Written(_)));
+    let conditions = || Command::Conditions;
+    let Response::Conditions(held) = pair.node.ask(pair.now, conditions()) else { panic!() };
+    assert_eq!(held.iter().map(|held| held.kind).collect::<Vec<_>>(), ["StoreLow"]);
+    pair.node.apply(pair.now, Event::StoreAmple);
+    pair.publish("n1:x#3", 1, false);
+    pair.quiet();
+    assert_eq!(pair.acknowledged(), 2);
+    let Response::Conditions(held) = pair.node.ask(pair.now, conditions()) else { panic!() };
+    assert!(held.is_empty());
+}
+
+#[test]
 fn what_configuration_does_not_import_stays_with_its_sender() {
     let mut pair = Pair::new();
     let mut config = Config::node("n1", [1; 16], 11);

@@ -75,7 +75,8 @@ impl Core {
 
     /// All or none: everything is checked before the first write.
     fn write_state(&mut self, ops: &[StateOp]) -> Result<Vec<u64>, Response> {
-        if self.refusing {
+        let adds = ops.iter().any(|op| matches!(op.change, StateChange::Put(_)));
+        if self.refusing || self.low && adds {
             return Err(Response::Refused("the store takes no writes now".to_owned()));
         }
         check_form(ops).map_err(Response::Refused)?;

@@ -41,7 +41,7 @@ impl Core {
     }
 
     fn window(&self) -> proto::Window {
-        if self.refusing {
+        if self.takes_no_data() {
             return NOTHING;
         }
         proto::Window {

@@ -70,6 +70,11 @@ pub enum Event {
     ReadDone { read: ReadId, records: Vec<Record> },
     /// The store cannot take writes (full disk, I/O error). Publishes are refused until it can.
     StoreRefused { lsn: Lsn, reason: String },
+    /// The store's space comes to an end. What adds data is refused until [`Event::StoreAmple`]; what frees
+    /// space or moves a position goes on.
+    StoreLow { reason: String },
+    /// The store has room again.
+    StoreAmple,
     /// Administration and modules. Answered by [`Action::Respond`].
     Commanded { command: Command, id: CommandId },
     /// The deadline that [`Core::deadline`](super::Core::deadline) named has passed.

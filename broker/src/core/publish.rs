@@ -68,7 +68,7 @@ impl Core {
         let inbox = topic.starts_with("_INBOX/");
         if message.qos == 0 || inbox {
             if message.retain && !inbox {
-                if self.refusing {
+                if self.takes_no_data() {
                     self.stats.drop(DropReason::StoreUnavailable);
                 } else {
                     self.retain(topic, &message, view.payload().is_empty());
@@ -80,7 +80,7 @@ impl Core {
         if message.qos == 2 && self.accepted_before(from, message.packet_id) {
             return Ok(());
         }
-        if self.refusing {
+        if self.takes_no_data() {
             self.stats.drop(DropReason::StoreUnavailable);
             return Err(PublishRefusal::StoreUnavailable);
         }
@@ -321,7 +321,7 @@ impl Core {
             self.forward_request(node, inbox, &message.frame);
             return Ok(());
         }
-        if self.refusing {
+        if self.takes_no_data() {
             self.stats.drop(DropReason::StoreUnavailable);
             return Err(PublishRefusal::StoreUnavailable);
         }

@@ -74,6 +74,7 @@ impl Core {
             pump_links: BTreeSet::new(),
             conditions: BTreeMap::new(),
             refusing: false,
+            low: false,
             draining: None,
             stats: Stats::default(),
             config,

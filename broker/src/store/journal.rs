@@ -18,6 +18,12 @@
 //! - `first_lsn` of a segment says that every group below it is durable in earlier segments, and that
 //!   whatever else those hold from this lsn on was refused or torn and never happened.
 //!
+//! # The spare
+//!
+//! The file `spare` holds back the blocks of the next segment, which is made of it: so a full disk is met while
+//! there is still a whole segment to write to. That rest is for groups that free space or move positions;
+//! whoever adds data is refused by then.
+//!
 //! # Segments that were rewritten
 //!
 //! What is still wanted of old segments, Log records and gaps, is copied to a segment `old-<number>.seg`, in
@@ -152,6 +158,11 @@ impl Journal {
     /// Lsn of the group that must come next.
     pub(crate) fn next_lsn(&self) -> Lsn {
         self.next_lsn
+    }
+
+    /// Holds back the room of the next segment. While this fails, the current segment is the last one.
+    pub(crate) fn keep_spare(&mut self) -> io::Result<()> {
+        self.disk.keep_spare(&self.dir, self.segment_bytes)
     }
 
     /// Makes groups durable, in order, and pushes where each stands. As many as fit into a segment go in

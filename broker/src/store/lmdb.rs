@@ -4,6 +4,7 @@
 //! PATH/lock          one process per store
 //! PATH/journal/      segments, see the journal's documentation
 //! PATH/checkpoint/   LMDB, see checkpoint.rs
+//! PATH/reserve       blocks held back for the checkpoint
 //! ```
 //!
 //! Three threads, which sleep while there is nothing to do:
@@ -22,9 +23,9 @@
 //! A segment is freed when the checkpoint is beyond it and no index entry points into it: State and facts
 //! live in the checkpoint by then and hold nothing. One that is half dead is rewritten, see compaction.rs.
 //!
-//! When a disk or the checkpoint's map is full, groups are refused and everything else goes on. Refusal by
-//! the checkpoint comes late, when the overlay has grown to its bound, because until then nothing depends
-//! on it.
+//! Before a disk or the checkpoint's map is full the store says so, and holds back room for what frees space,
+//! see room.rs. When that is used up too, groups are refused and everything else goes on. Refusal by the
+//! checkpoint comes late, when the overlay has grown to its bound, because until then nothing depends on it.
 
 mod checkpoint;
 mod compaction;
@@ -32,6 +33,7 @@ mod index;
 mod keeper;
 mod overlay;
 mod reader;
+mod room;
 mod segments;
 mod writer;
 
@@ -54,6 +56,7 @@ use codec::{Kind, Record};
 use self::{
     checkpoint::{Checkpoint, Facts},
     overlay::Overlay,
+    room::{Reserve, Room},
     segments::Segments,
 };
 use super::{
@@ -126,6 +129,7 @@ struct Shared {
     gathering: Mutex<Gathering>,
     gathered: Condvar,
     segments: Segments,
+    room: Room,
 }
 
 /// The overlay and what writer and keeper say to each other about it.
@@ -196,6 +200,7 @@ fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Reco
         .map_err(|source| io_error("open the last segment in", &journal_dir, source))?;
 
     let shared = std::sync::Arc::new(Shared {
+        room: Room::default(),
         options,
         checkpoint,
         groups: Queue::default(),
@@ -205,7 +210,8 @@ fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Reco
         gathered: Condvar::new(),
         segments: Segments::new(journal_dir, found.segments.into_iter().chain(found.rewritten)),
     });
-    let keeper = keeper::Keeper::new(summary.store_id, summary.live, summary.applied);
+    let reserve = Reserve::new(&path.join("reserve"), shared.options.checkpoint_bytes as u64);
+    let keeper = keeper::Keeper::new(summary.store_id, summary.live, summary.applied, reserve);
     let store = LmdbStore {
         writer: Some(spawn("store-write", path, &shared, move |shared| writer::run(shared, journal))?),
         keeper: Some(spawn("store-keep", path, &shared, move |shared| keeper.run(shared))?),
@@ -408,6 +414,15 @@ impl<T> Queue<T> {
         !waited.unwrap_or_else(PoisonError::into_inner).0.1
     }
 
+    /// As [`Queue::take`], and returns with nothing after this long.
+    fn take_within(&self, time: Duration, into: &mut VecDeque<T>) -> bool {
+        let nothing = |state: &mut (VecDeque<T>, bool)| state.0.is_empty() && !state.1;
+        let waited = self.changed.wait_timeout_while(lock_of(&self.state), time, nothing);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        std::mem::swap(&mut state.0, into);
+        !(into.is_empty() && state.1)
+    }
+
     /// Waits for work and moves all of it into `into`; false if there will be no more.
     fn take(&self, into: &mut VecDeque<T>) -> bool {
         let mut state = lock_of(&self.state);
@@ -454,7 +469,7 @@ impl Events {
 
 /// Enough for LMDB's commit and for no large buffer.
 const STACK_BYTES: usize = 256 << 10;
-const MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 4 << 30 } else { 256 << 20 };
+const MAP_BYTES: usize = if cfg!(target_pointer_width = "64") { 4 << 30 } else { 512 << 20 };
 const MAP_BYTES_MAX: usize = if cfg!(target_pointer_width = "64") { 64 << 30 } else { 512 << 20 };
 
 #[cfg(test)]

@@ -79,6 +79,13 @@ impl MemStore {
         self.refusing = reason.map(str::to_owned);
     }
 
+    /// From now on is low on space for this reason, or has room again (`None`).
+    pub fn set_low(&mut self, reason: Option<&str>) {
+        let event = reason.map_or(StoreEvent::Ample, |reason| StoreEvent::Low { reason: reason.to_owned() });
+        self.events.push_back(event);
+        self.wake();
+    }
+
     /// The power is cut: what was not durable is gone, and so is every completion that nobody took.
     #[must_use]
     pub fn crash(self) -> (Self, Recovered) {

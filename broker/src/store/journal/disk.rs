@@ -6,7 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -38,6 +38,8 @@ impl SegmentFile {
 /// See the module's documentation.
 pub(crate) struct Disk {
     uring: Option<Uring>,
+    /// Size of the spare file, if there is one.
+    spare: Option<u64>,
     #[cfg(test)]
     pub(crate) tape: Option<super::tests::Tape>,
 }
@@ -54,6 +56,7 @@ impl Disk {
         };
         Ok(Self {
             uring,
+            spare: None,
             #[cfg(test)]
             tape: None,
         })
@@ -70,15 +73,13 @@ impl Disk {
         if let Some(tape) = &self.tape {
             tape.create(header, capacity)?;
         }
-        let temporary = dir.join(TEMPORARY);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        let made = allocate(&file, capacity)
+        let spare = self.spare.take().filter(|held| *held == capacity);
+        let temporary = dir.join(if spare.is_some() { SPARE } else { TEMPORARY });
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        let file = options.create(spare.is_none()).truncate(spare.is_none()).open(&temporary)?;
+        let room = if spare.is_some() { Ok(()) } else { allocate(&file, capacity) };
+        let made = room
             .and_then(|()| file.write_all_at(&header.encode(), 0))
             .and_then(|()| file.sync_all())
             .and_then(|()| std::fs::rename(&temporary, dir.join(format::segment_name(header.number))))
@@ -88,6 +89,22 @@ impl Disk {
             return Err(error);
         }
         Ok(SegmentFile { number: header.number, file })
+    }
+
+    /// Makes sure that there is room for another segment, whatever becomes of the disk: an allocated file
+    /// that the next segment is made of. It outlives the process.
+    pub(super) fn keep_spare(&mut self, dir: &Path, capacity: u64) -> io::Result<()> {
+        if self.spare == Some(capacity) {
+            return Ok(());
+        }
+        #[cfg(test)]
+        if let Some(tape) = &self.tape {
+            tape.spare()?;
+        }
+        // Nothing but a segment's header is ever written to it before it has a segment's name.
+        hold(&dir.join(SPARE), capacity)?;
+        self.spare = Some(capacity);
+        Ok(())
     }
 
     /// Writes at `offset` and syncs. On an error any part of it may be there.
@@ -140,6 +157,23 @@ impl std::fmt::Debug for Disk {
 
 /// Name of a segment that is being made.
 pub(super) const TEMPORARY: &str = "next.tmp";
+/// Name of the file that holds back the room of the next segment.
+pub(super) const SPARE: &str = "spare";
+
+/// Makes a file whose blocks are allocated; one that is there already keeps them.
+pub(crate) fn hold(path: &Path, bytes: u64) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let found = file.metadata()?;
+    if found.len() == bytes && found.blocks() * 512 >= bytes {
+        return Ok(file);
+    }
+    if let Err(error) = file.set_len(0).and_then(|()| allocate(&file, bytes)) {
+        drop(std::fs::remove_file(path));
+        return Err(error);
+    }
+    Ok(file)
+}
 
 /// Reserves the blocks, so that a write into the segment cannot meet a full disk. File systems that know
 /// no reservation get a sparse file.

@@ -23,6 +23,8 @@ struct Taped {
     fail_after: Option<usize>,
     /// No segment can be made.
     full: bool,
+    /// Except one, for which room was held back.
+    but_one: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -45,11 +47,15 @@ enum Op {
 impl Tape {
     pub(super) fn create(&self, header: &SegmentHeader, capacity: u64) -> io::Result<()> {
         let mut taped = self.0.lock().unwrap();
-        if taped.full {
+        if taped.full && !std::mem::take(&mut taped.but_one) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         taped.ops.push(Op::Create { number: header.number, header: header.encode().to_vec(), capacity });
         Ok(())
+    }
+
+    pub(super) fn spare(&self) -> io::Result<()> {
+        if self.0.lock().unwrap().full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
     }
 
     pub(super) fn append(
@@ -87,6 +93,11 @@ impl Tape {
     /// From now on there is, or is not, room for another segment.
     pub(crate) fn set_full(&self, full: bool) {
         self.0.lock().unwrap().full = full;
+    }
+
+    /// One more segment can be made: the one for which room is held back.
+    pub(crate) fn allow_one(&self) {
+        self.0.lock().unwrap().but_one = true;
     }
 
     fn report(&self, lsn: Lsn) {

@@ -17,9 +17,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    io,
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use bytes::{Buf, BufMut, Bytes};
@@ -28,7 +32,6 @@ use heed::{CommitOrAbort, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTl
 use sha2::{Digest, Sha256};
 
 use super::{
-    abort,
     index::{self, Key, Run, Runs},
     overlay::{END, Layer, LogChanges, LogEnd},
 };
@@ -49,11 +52,20 @@ type Table = heed::Database<'static, types::Bytes, types::Bytes>;
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Checkpoint {
+    path: PathBuf,
+    /// Transactions hold it shared, whoever grows the map or opens the file anew holds it alone. `None`: it
+    /// could not be opened anew, which every commit tries again.
+    opened: RwLock<Option<Opened>>,
+    map_bytes: AtomicUsize,
+    map_bytes_max: usize,
+    #[cfg(test)]
+    pub(super) growth_fails: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug)]
+struct Opened {
     env: Env<WithoutTls>,
     tables: Tables,
-    /// Read transactions hold it shared, growing the map holds it alone.
-    gate: RwLock<()>,
-    map_bytes_max: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -133,13 +145,21 @@ impl Move {
 pub(super) enum CommitError {
     #[error("the checkpoint's map of {0} bytes is full")]
     MapFull(usize),
+    #[error("the checkpoint's map cannot grow to {wanted} bytes: {error}")]
+    Grow { wanted: usize, error: heed::Error },
     #[error("checkpoint: {0}")]
-    Lmdb(heed::Error),
+    Lmdb(#[from] heed::Error),
+}
+
+impl CommitError {
+    /// The file could not be written; a full disk is not told from others, because LMDB does not.
+    pub(super) fn is_io(&self) -> bool {
+        matches!(self, Self::Lmdb(heed::Error::Io(_)))
+    }
 }
 
 impl Checkpoint {
     /// Opens or creates. `store_id` is for a new one.
-    #[allow(unsafe_code)] // LMDB maps a file into memory
     pub(super) fn open(
         path: &Path,
         map_bytes: usize,
@@ -148,16 +168,138 @@ impl Checkpoint {
     ) -> std::result::Result<(Self, Summary), OpenError> {
         let fault =
             |error: heed::Error| OpenError::Checkpoint { path: path.to_owned(), what: error.to_string() };
+        let opened = Opened::open(path, map_bytes).map_err(fault)?;
+        opened.check_format(path, store_id)?;
+        let summary = opened.summary().map_err(fault)?;
+        let checkpoint = Self {
+            path: path.to_owned(),
+            opened: RwLock::new(Some(opened)),
+            map_bytes: AtomicUsize::new(map_bytes),
+            map_bytes_max,
+            #[cfg(test)]
+            growth_fails: std::sync::atomic::AtomicBool::new(false),
+        };
+        Ok((checkpoint, summary))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Opened) -> Result<T>) -> Result<T> {
+        let opened = self.opened.read().unwrap_or_else(PoisonError::into_inner);
+        match &*opened {
+            Some(opened) => work(opened),
+            None => Err(io::Error::other("the checkpoint could not be opened anew").into()),
+        }
+    }
+
+    /// All sources, State and facts.
+    pub(super) fn facts(&self) -> Result<Facts> {
+        self.with(Opened::facts)
+    }
+
+    /// What is alive in each segment, counted anew.
+    pub(super) fn live(&self) -> Result<BTreeMap<u64, Live>> {
+        self.with(Opened::live)
+    }
+
+    /// Index entries of a Log from the one that reaches `from` on, at most `limit` and one; the key from
+    /// which on there may be more; and the lsn up to which all is in.
+    pub(super) fn runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
+        self.with(|opened| opened.runs(source, from, limit))
+    }
+
+    /// All index entries that point into these segments, in no order.
+    pub(super) fn runs_in(&self, segments: &BTreeSet<u64>) -> Result<Vec<(u32, Key, Run)>> {
+        let (mut found, mut from) = (Vec::new(), Some(Bound::Unbounded));
+        while let Some(start) = from.take() {
+            let last = self.with(|opened| opened.runs_from(start, segments, &mut found))?;
+            from = last.map(Bound::Excluded);
+        }
+        Ok(found)
+    }
+
+    /// Says so if no more than a twentieth of the map's greatest size is left: that is for what deletes.
+    pub(super) fn nearly_full(&self) -> Option<String> {
+        let used = self.with(Opened::used).unwrap_or(0);
+        let max = self.map_bytes_max as u64;
+        (used > max - max / 20).then(|| format!("{used} of {max} bytes of the checkpoint's map are used"))
+    }
+
+    /// Writes a layer and the lsn up to which all is in, in one synced transaction. Grows the map if that
+    /// is what it takes.
+    ///
+    /// After an error the commit may still turn out to have happened: what is alive must be counted anew.
+    pub(super) fn commit(&self, layer: &Layer) -> std::result::Result<LiveChanges, CommitError> {
+        self.growing(|opened| opened.commit(layer))
+    }
+
+    /// Gives the records of index entries another place, in one synced transaction. The entries may have been
+    /// cut since the moves were planned; nothing else happens to entries of closed segments.
+    ///
+    /// After an error it may still turn out to have happened.
+    pub(super) fn move_runs(&self, moves: &[Move]) -> std::result::Result<LiveChanges, CommitError> {
+        self.growing(|opened| opened.move_runs(moves))
+    }
+
+    fn growing<T>(&self, commit: impl Fn(&Opened) -> Result<T>) -> std::result::Result<T, CommitError> {
+        loop {
+            match self.with(&commit) {
+                Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
+                // After some errors LMDB refuses everything until the file is opened anew.
+                Err(error @ (heed::Error::Io(_) | heed::Error::Mdb(MdbError::Panic))) => {
+                    self.reopen()?;
+                    return Err(error.into());
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    #[allow(unsafe_code)] // LMDB trusts its caller to have no transaction open
+    fn grow(&self) -> std::result::Result<(), CommitError> {
+        let map_bytes = self.map_bytes.load(Relaxed);
+        let wanted = map_bytes.saturating_mul(2).min(self.map_bytes_max);
+        if wanted <= map_bytes {
+            return Err(CommitError::MapFull(map_bytes));
+        }
+        #[cfg(test)]
+        let wanted = if self.growth_fails.load(Relaxed) { 1 << 60 } else { wanted };
+        let alone = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(opened) = &*alone else { return Ok(()) };
+        // SAFETY: every transaction is opened and ended under a shared lock of `opened`, which this function
+        // holds alone.
+        let grown = unsafe { opened.env.resize(wanted) };
+        drop(alone);
+        match grown {
+            Ok(()) => {
+                self.map_bytes.store(wanted, Relaxed);
+                Ok(())
+            }
+            Err(error) => {
+                // LMDB has unmapped the file by now, and would map nothing if it were asked for the old size.
+                self.reopen()?;
+                Err(CommitError::Grow { wanted, error })
+            }
+        }
+    }
+
+    /// Closes the file and opens it with the size of map that it had.
+    fn reopen(&self) -> Result<()> {
+        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        *opened = None;
+        *opened = Some(Opened::open(&self.path, self.map_bytes.load(Relaxed))?);
+        Ok(())
+    }
+}
+
+impl Opened {
+    #[allow(unsafe_code)] // LMDB maps a file into memory
+    fn open(path: &Path, map_bytes: usize) -> Result<Self> {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(map_bytes).max_dbs(TABLES as u32).max_readers(READERS);
         // SAFETY: the files are in the store's own folder, whose lock this process holds, and nothing else
         // in this process writes to them or opens them.
-        let env = unsafe { options.open(path) }.map_err(fault)?;
-        let tables = Tables::create(&env).map_err(fault)?;
-        let checkpoint = Self { env, tables, gate: RwLock::new(()), map_bytes_max };
-        checkpoint.check_format(path, store_id)?;
-        let summary = checkpoint.summary().map_err(fault)?;
-        Ok((checkpoint, summary))
+        let env = unsafe { options.open(path) }?;
+        let tables = Tables::create(&env)?;
+        Ok(Self { env, tables })
     }
 
     fn check_format(&self, path: &Path, store_id: [u8; 16]) -> std::result::Result<(), OpenError> {
@@ -187,6 +329,13 @@ impl Checkpoint {
             let (mut key, value) = row?;
             ends.extend((key.len() == 4).then(|| (key.get_u32(), decode_end(value))));
         }
+        let live = self.live()?;
+        let store_id = self.tables.meta.get(&txn, META_STORE_ID)?.and_then(|raw| raw.try_into().ok());
+        Ok(Summary { store_id: store_id.unwrap_or_default(), applied: self.applied(&txn)?, ends, live })
+    }
+
+    fn live(&self) -> Result<BTreeMap<u64, Live>> {
+        let txn = self.env.read_txn()?;
         let mut live = BTreeMap::new();
         for row in self.tables.index.iter(&txn)? {
             if let Some(run) = Run::decode(row?.1) {
@@ -194,8 +343,7 @@ impl Checkpoint {
                 *live = Live { entries: live.entries + 1, bytes: live.bytes + u64::from(run.bytes) };
             }
         }
-        let store_id = self.tables.meta.get(&txn, META_STORE_ID)?.and_then(|raw| raw.try_into().ok());
-        Ok(Summary { store_id: store_id.unwrap_or_default(), applied: self.applied(&txn)?, ends, live })
+        Ok(live)
     }
 
     fn applied(&self, txn: &RoTxn<'_, WithoutTls>) -> Result<Lsn> {
@@ -203,9 +351,7 @@ impl Checkpoint {
         Ok(raw.and_then(|raw| raw.try_into().ok()).map_or(0, Lsn::from_be_bytes))
     }
 
-    /// All sources, State and facts.
-    pub(super) fn facts(&self) -> Result<Facts> {
-        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+    fn facts(&self) -> Result<Facts> {
         let txn = self.env.read_txn()?;
         let mut facts = Facts::default();
         for row in self.tables.sources.iter(&txn)? {
@@ -229,14 +375,7 @@ impl Checkpoint {
         Ok(facts)
     }
 
-    /// Index entries of a Log from the one that reaches `from` on, at most `limit` and one; the key from
-    /// which on there may be more; and the lsn up to which all is in.
-    pub(super) fn runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
-        self.try_runs(source, from, limit).inspect_err(abort_if_dead)
-    }
-
-    fn try_runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
-        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+    fn runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
         let txn = self.env.read_txn()?;
         let mut runs = self.reaching(&txn, source, (from, facts::EMPTY))?;
         let more = self.page(&txn, source, (from, facts::EMPTY), END, limit)?;
@@ -267,47 +406,20 @@ impl Checkpoint {
         rows.filter_map(|row| row.map(|row| decode_run(source, row)).transpose()).collect()
     }
 
-    /// Writes a layer and the lsn up to which all is in, in one synced transaction. Grows the map if that
-    /// is what it takes.
-    pub(super) fn commit(&self, layer: &Layer) -> std::result::Result<LiveChanges, CommitError> {
-        self.growing(|| self.try_commit(layer))
-    }
-
-    /// Gives the records of index entries another place, in one synced transaction. The entries may have been
-    /// cut since the moves were planned; nothing else happens to entries of closed segments.
-    pub(super) fn move_runs(&self, moves: &[Move]) -> std::result::Result<LiveChanges, CommitError> {
-        self.growing(|| self.try_move(moves))
-    }
-
-    fn growing<T>(&self, mut commit: impl FnMut() -> Result<T>) -> std::result::Result<T, CommitError> {
-        loop {
-            match commit() {
-                Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
-                result => return result.inspect_err(abort_if_dead).map_err(CommitError::Lmdb),
-            }
+    /// Bytes of pages that hold something.
+    fn used(&self) -> Result<u64> {
+        let txn = self.env.read_txn()?;
+        let Tables { meta, sources, state, locals, index, logs } = &self.tables;
+        let mut bytes = 0;
+        for table in [meta, sources, state, locals, index, logs] {
+            let stat = table.stat(&txn)?;
+            let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+            bytes += pages as u64 * u64::from(stat.page_size);
         }
+        Ok(bytes)
     }
 
-    #[allow(unsafe_code)] // LMDB trusts its caller to have no transaction open
-    fn grow(&self) -> std::result::Result<(), CommitError> {
-        let _alone = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-        let map_bytes = self.env.info().map_size;
-        let wanted = map_bytes.saturating_mul(2).min(self.map_bytes_max);
-        if wanted <= map_bytes {
-            return Err(CommitError::MapFull(map_bytes));
-        }
-        // SAFETY: every read transaction is opened and ended under a shared lock of `gate`, which this
-        // function holds alone, and the only writer is the caller, whose transaction has ended.
-        if let Err(error) = unsafe { self.env.resize(wanted) } {
-            // LMDB has unmapped the file by now. Asked for the old size it would say yes and map nothing, and
-            // the next transaction would read through a null pointer.
-            tracing::error!(%error, wanted, "cannot map the checkpoint");
-            abort("the checkpoint has no map");
-        }
-        Ok(())
-    }
-
-    fn try_commit(&self, layer: &Layer) -> Result<LiveChanges> {
+    fn commit(&self, layer: &Layer) -> Result<LiveChanges> {
         let mut txn = self.env.write_txn()?;
         let mut live = LiveChanges::default();
         let tables = &self.tables;
@@ -375,7 +487,7 @@ impl Checkpoint {
         self.tables.logs.put(txn, &source.to_be_bytes(), &encode_end(&changes.end))
     }
 
-    fn try_move(&self, moves: &[Move]) -> Result<LiveChanges> {
+    fn move_runs(&self, moves: &[Move]) -> Result<LiveChanges> {
         let mut txn = self.env.write_txn()?;
         let mut live = LiveChanges::default();
         for planned in moves {
@@ -405,30 +517,27 @@ impl Checkpoint {
         Ok(live)
     }
 
-    /// All index entries that point into these segments, in no order.
-    pub(super) fn runs_in(&self, segments: &BTreeSet<u64>) -> Result<Vec<(u32, Key, Run)>> {
-        let mut found = Vec::new();
-        let mut from = Bound::Unbounded;
-        loop {
-            let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-            let txn = self.env.read_txn()?;
-            let range = (from.as_ref().map(Vec::as_slice), Bound::Unbounded);
-            let mut last = None;
-            for row in self.tables.index.range(&txn, &range)?.take(PAGE) {
-                let (mut key, value) = row?;
-                last = Some(key.to_vec());
-                if let Some(run) = Run::decode(value)
-                    && segments.contains(&run.place.segment)
-                    && key.len() == INDEX_KEY
-                {
-                    found.push((key.get_u32(), (key.get_u64(), key.get_u8()), run));
-                }
-            }
-            match last {
-                Some(last) => from = Bound::Excluded(last),
-                None => return Ok(found),
+    /// As [`Checkpoint::runs_in`], one page; the last key of it.
+    fn runs_from(
+        &self,
+        from: Bound<Vec<u8>>,
+        segments: &BTreeSet<u64>,
+        found: &mut Vec<(u32, Key, Run)>,
+    ) -> Result<Option<Vec<u8>>> {
+        let txn = self.env.read_txn()?;
+        let range = (from.as_ref().map(Vec::as_slice), Bound::Unbounded);
+        let mut last = None;
+        for row in self.tables.index.range(&txn, &range)?.take(PAGE) {
+            let (mut key, value) = row?;
+            last = Some(key.to_vec());
+            if let Some(run) = Run::decode(value)
+                && segments.contains(&run.place.segment)
+                && key.len() == INDEX_KEY
+            {
+                found.push((key.get_u32(), (key.get_u64(), key.get_u8()), run));
             }
         }
+        Ok(last)
     }
 
     fn replace(
@@ -471,13 +580,6 @@ impl Tables {
         })?;
         let [meta, sources, state, locals, index, logs] = made.unwrap_commit();
         Ok(Self { meta, sources, state, locals, index, logs })
-    }
-}
-
-/// After a fatal error LMDB refuses everything until the file is opened anew.
-fn abort_if_dead(error: &heed::Error) {
-    if matches!(error, heed::Error::Mdb(MdbError::Panic)) {
-        abort("the checkpoint failed for good");
     }
 }
 

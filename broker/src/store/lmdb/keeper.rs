@@ -13,6 +13,7 @@ use super::{
     compaction::{self, Settled},
     lock_of,
     overlay::Layer,
+    room::{PROBE, Part, Reserve},
 };
 use crate::{core::event::Lsn, store::journal::scan::Segment};
 
@@ -24,17 +25,22 @@ pub(super) struct Keeper {
     settled: Settled,
     /// Checkpoints until rewriting is tried again after it failed.
     hold_off: u32,
+    /// A commit failed and `live` may not be what the checkpoint says.
+    uncertain: bool,
+    /// Blocks for a commit that finds none.
+    reserve: Reserve,
 }
 
 impl Keeper {
-    pub(super) fn new(store_id: [u8; 16], live: BTreeMap<u64, Live>, applied: Lsn) -> Self {
-        Self { store_id, live, applied, settled: Settled::default(), hold_off: 0 }
+    pub(super) fn new(store_id: [u8; 16], live: BTreeMap<u64, Live>, applied: Lsn, reserve: Reserve) -> Self {
+        Self { store_id, live, applied, settled: Settled::default(), hold_off: 0, uncertain: false, reserve }
     }
 
     /// Checkpoints what gathers until told to stop, and then what is left.
     pub(super) fn run(mut self, shared: &Shared) {
         self.free(shared);
         loop {
+            self.look_for_room(shared);
             let mut gathering = wait_until_due(shared);
             #[cfg(test)]
             if gathering.abandoned {
@@ -43,7 +49,12 @@ impl Keeper {
             let layer = gathering.overlay.freeze();
             let stop = gathering.stop;
             drop(gathering);
-            let Some(layer) = layer else { return };
+            let Some(layer) = layer else {
+                if stop {
+                    return;
+                }
+                continue;
+            };
             if self.checkpoint(shared, &layer) {
                 let closed = shared.segments.closed(self.applied);
                 self.settled.observe(&closed, &self.live);
@@ -59,7 +70,15 @@ impl Keeper {
 
     /// Commits a layer and frees what it killed; whether it could.
     fn checkpoint(&mut self, shared: &Shared, layer: &Arc<Layer>) -> bool {
-        let result = shared.checkpoint.commit(layer);
+        let mut result = shared.checkpoint.commit(layer);
+        if let Err(error) = &result
+            && error.is_io()
+            && self.reserve.give_up()
+        {
+            tracing::warn!(%error, "a checkpoint found no space, what was held back for it is given up");
+            self.uncertain = true;
+            result = shared.checkpoint.commit(layer);
+        }
         let mut gathering = lock_of(&shared.gathering);
         let done = result.is_ok();
         match result {
@@ -69,16 +88,26 @@ impl Keeper {
                 drop(gathering);
                 self.applied = layer.last_lsn;
                 self.count(live);
+                self.recount(shared);
                 self.free(shared);
             }
             Err(error) => {
                 tracing::error!(%error, lsn = layer.last_lsn, "no checkpoint");
+                self.uncertain = true;
                 gathering.failing = Some(error.to_string());
                 drop(gathering);
             }
         }
         shared.gathered.notify_all();
         done
+    }
+
+    /// Takes back what was given up, if it is there, and says whether there is room.
+    fn look_for_room(&mut self, shared: &Shared) {
+        let held = self.reserve.hold();
+        let short = held.err().map(|error| format!("no room for the checkpoint: {error}"));
+        shared.room.set(&shared.events, Part::Checkpoint, short);
+        shared.room.set(&shared.events, Part::Map, shared.checkpoint.nearly_full());
     }
 
     fn count(&mut self, changes: LiveChanges) {
@@ -89,8 +118,21 @@ impl Keeper {
         }
     }
 
+    /// Counts what is alive if a commit failed since, because it may have happened all the same.
+    fn recount(&mut self, shared: &Shared) {
+        if self.uncertain {
+            match shared.checkpoint.live() {
+                Ok(live) => (self.live, self.uncertain) = (live, false),
+                Err(error) => tracing::warn!(%error, "no segment is freed until the checkpoint can be read"),
+            }
+        }
+    }
+
     /// Deletes closed segments that no index entry points into.
     fn free(&mut self, shared: &Shared) {
+        if self.uncertain {
+            return;
+        }
         for segment in shared.segments.closed(self.applied) {
             let number = segment.header.number;
             if self.live.get(&number).is_none_or(|live| live.entries == 0) {
@@ -103,18 +145,20 @@ impl Keeper {
     /// Rewrites what pays, one segment's worth of survivors at most.
     fn rewrite(&mut self, shared: &Shared, closed: &[Segment]) {
         self.hold_off = self.hold_off.saturating_sub(1);
-        if self.hold_off > 0 {
+        if self.hold_off > 0 || self.uncertain {
             return;
         }
         let options = &shared.options;
-        let (after, bytes) = (options.rewrite_after, options.segment_bytes);
+        // Where space is short, what would be free soon is wanted now.
+        let low = shared.room.is_low();
+        let (after, bytes) = (if low { 0 } else { options.rewrite_after }, options.segment_bytes);
         let old = compaction::choose(closed, &self.live, &self.settled, after, bytes);
         if old.is_empty() {
             return;
         }
         if let Err(error) = self.try_rewrite(shared, &old) {
             tracing::warn!(%error, "old segments cannot be rewritten now");
-            self.hold_off = HOLD_OFF;
+            self.hold_off = if low { HOLD_OFF_LOW } else { HOLD_OFF };
         }
     }
 
@@ -143,8 +187,9 @@ impl Keeper {
                 Ok(())
             }
             Err(error) => {
-                // Nothing points to it.
-                new.into_iter().for_each(|new| shared.segments.free(new.header.number));
+                // Who points to which is seen when it is counted.
+                self.uncertain = true;
+                self.recount(shared);
                 Err(error.into())
             }
         }
@@ -193,7 +238,15 @@ fn wait_until_due(shared: &Shared) -> MutexGuard<'_, Gathering> {
         !gathering.stop && (!gathering.is_full(options) || gathering.failing.is_some())
     };
     let gathering = lock_of(&shared.gathering);
-    let gathering = shared.gathered.wait_while(gathering, idle).unwrap_or_else(PoisonError::into_inner);
+    let gathering = if shared.room.is_low() {
+        let waited = shared.gathered.wait_timeout_while(gathering, PROBE, idle);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    } else {
+        shared.gathered.wait_while(gathering, idle).unwrap_or_else(PoisonError::into_inner)
+    };
+    if gathering.is_idle() {
+        return gathering;
+    }
     let waited = shared.gathered.wait_timeout_while(gathering, options.checkpoint_every, early);
     waited.unwrap_or_else(PoisonError::into_inner).0
 }
@@ -202,3 +255,5 @@ fn wait_until_due(shared: &Shared) -> MutexGuard<'_, Gathering> {
 const BREATH: Duration = Duration::from_millis(10);
 /// Checkpoints after a rewriting that failed.
 const HOLD_OFF: u32 = 64;
+/// As [`HOLD_OFF`], where space is short.
+const HOLD_OFF_LOW: u32 = 8;

@@ -2,7 +2,12 @@
 
 use std::collections::VecDeque;
 
-use super::{Shared, lock_of};
+use tokio::time::Instant;
+
+use super::{
+    Shared, lock_of,
+    room::{PROBE, Part},
+};
 use crate::{
     core::event::{Group, Lsn},
     store::{
@@ -13,9 +18,16 @@ use crate::{
 
 /// Takes whatever waits, until there will be no more.
 pub(super) fn run(shared: &Shared, journal: Journal) {
-    let mut writer = Writer { shared, journal, places: Vec::new(), opened: Vec::new() };
+    let mut writer = Writer { shared, journal, places: Vec::new(), opened: Vec::new(), failed_at: None };
     let mut waiting = VecDeque::new();
-    while shared.groups.take(&mut waiting) {
+    let mut more = true;
+    while more {
+        // After the answer to what was written: making a file takes its time.
+        let has_spare = writer.keep_spare();
+        more = match has_spare {
+            true => shared.groups.take(&mut waiting),
+            false => shared.groups.take_within(PROBE, &mut waiting),
+        };
         writer.write(&mut waiting);
     }
 }
@@ -25,6 +37,8 @@ struct Writer<'a> {
     journal: Journal,
     places: Vec<Place>,
     opened: Vec<Segment>,
+    /// When there was no room for a spare segment.
+    failed_at: Option<Instant>,
 }
 
 impl Writer<'_> {
@@ -43,6 +57,18 @@ impl Writer<'_> {
         if let Err(error) = result {
             self.refuse(error.lsn, error.source.to_string());
         }
+    }
+
+    /// Holds back the room of the next segment, and says when that becomes or ceases to be possible.
+    fn keep_spare(&mut self) -> bool {
+        if self.failed_at.is_some_and(|at| at.elapsed() < PROBE) {
+            return false;
+        }
+        let kept = self.journal.keep_spare();
+        let short = kept.as_ref().err().map(|error| format!("no room for another segment: {error}"));
+        self.shared.room.set(&self.shared.events, Part::Journal, short);
+        self.failed_at = kept.is_err().then(Instant::now);
+        kept.is_ok()
     }
 
     /// A group above the next lsn was submitted before the refusal of an earlier one was seen: it was
