@@ -115,6 +115,47 @@ Examples:
   octobus get streams --admin HUB/admin.sock -o json
   octobus get state --space twin --node edge-1 --data DATA")]
     Get(GetArgs),
+    /// Set a key of a State space that the process owns
+    #[command(after_help = "\
+Examples:
+  octobus put fleet obj/core/pods/default/web --file web.json --admin HUB/admin.sock
+  octobus put fleet obj/core/configmaps/default/a hello --create --data DATA
+
+Prints the revision, once durable. A hub owns fleet, a node status and twin.")]
+    Put(PutArgs),
+    /// Delete a key of a State space that the process owns
+    #[command(after_help = "\
+Examples:
+  octobus delete fleet obj/core/pods/default/web --data DATA
+  octobus delete fleet obj/core/pods/default/web --revision 17 --data DATA")]
+    Delete(DeleteArgs),
+    /// Print a State space and its changes as they come
+    #[command(after_help = "\
+Examples:
+  octobus watch fleet obj/core/pods/ --data DATA
+  octobus watch fleet --admin NODE/admin.sock -o json      at a node: its part of the hub's space
+  octobus watch status --node edge-1 --data DATA           at a hub: what a node reports
+
+After what is there comes `synced`, as soon as the owner has listed its source and nothing is on the way.")]
+    Watch(WatchArgs),
+    /// Say what nodes must have: keys of space fleet
+    #[command(subcommand)]
+    Want(WantCommand),
+    /// Say that the hub knows everything that nodes must have
+    ///
+    /// A hub whose store is new or was restored removes nothing from nodes before this.
+    #[command(after_help = "\
+Examples:
+  octobus barrier --data DATA")]
+    Barrier(BarrierArgs),
+    /// Let a node remove more than half of its workloads at once
+    ///
+    /// The node holds such a removal back, with condition RemovalHeld. What is demanded later is held back again.
+    #[command(after_help = "\
+Examples:
+  octobus get state --space status --node edge-1 --prefix condition/ --data DATA
+  octobus accept-removal --node edge-1 --data DATA")]
+    AcceptRemoval(AcceptArgs),
     /// Read what Logs hold
     #[command(subcommand)]
     Log(LogCommand),
@@ -163,6 +204,27 @@ Examples:
 raw prints each payload and a newline. json prints node, stream, epoch, seq, time, topic and the payload in
 base64, and where records are missing {\"gap\":{from,to,count,reason},...}.")]
     Read(LogArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WantCommand {
+    /// Print what a node must have
+    List(WantNode),
+    /// Replace the list of what a node must have
+    #[command(after_help = "\
+Examples:
+  octobus want set edge-1 obj/core/pods/default/web obj/core/configmaps/default/a --data DATA")]
+    Set(WantArgs),
+    /// Add to what a node must have
+    #[command(after_help = "\
+Examples:
+  octobus want add edge-1 obj/core/pods/default/web --data DATA")]
+    Add(WantArgs),
+    /// Take from what a node must have: it removes it
+    #[command(after_help = "\
+Examples:
+  octobus want remove edge-1 obj/core/pods/default/web --data DATA")]
+    Remove(WantArgs),
 }
 
 /// Which process to ask.
@@ -355,6 +417,99 @@ pub(crate) struct LogArgs {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Messages::Text)]
     pub(crate) output: Messages,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PutArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Space
+    pub(crate) space: String,
+    /// Key, levels separated by /
+    pub(crate) key: String,
+    /// Value; - or nothing reads it from standard input
+    #[arg(conflicts_with = "file")]
+    pub(crate) value: Option<String>,
+    /// Read the value from here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// Only if the key has this revision
+    #[arg(long, value_name = "N", conflicts_with = "create")]
+    pub(crate) revision: Option<u64>,
+    /// Only if there is no such key
+    #[arg(long)]
+    pub(crate) create: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Space
+    pub(crate) space: String,
+    /// Key
+    pub(crate) key: String,
+    /// Only if the key has this revision
+    #[arg(long, value_name = "N")]
+    pub(crate) revision: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// Whose space; without it the tier's
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Space
+    pub(crate) space: String,
+    /// Only keys that begin so
+    pub(crate) prefix: Vec<String>,
+    /// Only changes, beginning with this local revision
+    #[arg(long, value_name = "N")]
+    pub(crate) from: Option<u64>,
+    /// Show what was there before: only of a space with a change window
+    #[arg(long)]
+    pub(crate) previous: bool,
+    /// End after this many events
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// How to print: one line an event
+    #[arg(short, long, value_enum, default_value_t = Rows::Text)]
+    pub(crate) output: Rows,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WantNode {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// The node
+    pub(crate) node: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WantArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// The node
+    pub(crate) node: String,
+    /// Keys of space fleet
+    pub(crate) keys: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BarrierArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AcceptArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// The node
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: String,
 }
 
 #[derive(Debug, Args)]

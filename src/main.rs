@@ -11,6 +11,7 @@ mod log;
 mod messages;
 mod output;
 mod serve;
+mod state;
 mod token;
 mod top;
 
@@ -47,6 +48,12 @@ async fn run(cli: Cli) -> Outcome {
         Command::Pub(args) => messages::publish(args).await,
         Command::Sub(args) => messages::subscribe(&args).await,
         Command::Get(args) => get::run(&args).await,
+        Command::Put(args) => state::put(args).await,
+        Command::Delete(args) => state::delete(&args).await,
+        Command::Watch(args) => state::watch(&args).await,
+        Command::Want(command) => state::want(command).await,
+        Command::Barrier(args) => state::barrier(&args).await,
+        Command::AcceptRemoval(args) => state::accept_removal(&args).await,
         Command::Log(LogCommand::Read(args)) => log::read(&args).await,
         Command::Top(args) => top::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,

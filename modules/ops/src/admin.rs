@@ -9,7 +9,12 @@
 //! | `GET /v1/logs?node=` | [`LogRow`](crate::api::LogRow)s |
 //! | `GET /v1/log?node=&stream=&from=&topic=&follow=` | NDJSON of [`Entry`](crate::api::Entry) |
 //! | `GET /v1/sessions`, `GET /v1/conditions` | rows |
-//! | `GET /v1/state?origin=&space=&prefix=` | NDJSON of [`StateRow`] |
+//! | `GET /v1/state?origin=&space=&prefix=&at=` | NDJSON of [`StateRow`](crate::api::StateRow) |
+//! | `POST /v1/state` | [`WriteOp`](crate::api::WriteOp)s, all or none: [`Written`](crate::api::Written) |
+//! | `GET`, `PUT`, `DELETE /v1/state/entry?space=&key=&revision=&create=` | one entry; the body is its value |
+//! | `GET /v1/state/watch?origin=&space=&prefix=&from=&previous=` | NDJSON of [`WatchRow`](crate::api::WatchRow) |
+//! | `GET`, `POST /v1/state/want?node=&action=` | the keys that a node must have |
+//! | `POST /v1/state/barrier`, `POST /v1/state/accept-removal?node=` | what an operator says of `fleet` |
 //! | `GET /v1/stats` | the page of metrics |
 //! | `POST /v1/publish?topic=&node=&qos=&retain=` | done, once durable for QoS 1; the body is the payload |
 //! | `GET /v1/subscribe?filter=&node=` | NDJSON of [`MessageRow`](crate::api::MessageRow), without end |
@@ -19,6 +24,7 @@
 mod client_session;
 mod logs;
 mod messages;
+mod state;
 mod stream;
 
 use std::{
@@ -29,17 +35,16 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Query, State},
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use broker::{Handle, Tasks, event, event::Command, limits};
-use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
-    api::{ConditionRow, Problem, SessionRow, StateRow},
+    api::{ConditionRow, Problem, SessionRow},
     metrics::Exporter,
 };
 
@@ -178,7 +183,12 @@ pub fn router(admin: Admin) -> Router {
         .route("/v1/log", get(logs::read))
         .route("/v1/sessions", get(sessions))
         .route("/v1/conditions", get(conditions))
-        .route("/v1/state", get(state))
+        .route("/v1/state", get(state::list).post(state::write))
+        .route("/v1/state/entry", get(state::get).put(state::put).delete(state::delete))
+        .route("/v1/state/watch", get(state::watch))
+        .route("/v1/state/want", get(state::wants).post(state::want))
+        .route("/v1/state/barrier", post(state::barrier))
+        .route("/v1/state/accept-removal", post(state::accept_removal))
         .route("/v1/stats", get(stats))
         .route("/v1/publish", post(messages::publish))
         .route("/v1/subscribe", get(messages::subscribe))
@@ -246,43 +256,6 @@ async fn conditions(State(admin): State<Admin>) -> Result<Json<Vec<ConditionRow>
 
 async fn stats(State(admin): State<Admin>) -> String {
     admin.exporter.render().await
-}
-
-#[derive(Debug, Deserialize)]
-struct StateQuery {
-    #[serde(default)]
-    origin: String,
-    space: String,
-    #[serde(default)]
-    prefix: String,
-}
-
-async fn state(State(admin): State<Admin>, Query(query): Query<StateQuery>) -> Response {
-    const PAGE: usize = 64;
-    let Admin { broker, tasks, .. } = admin;
-    stream::ndjson(&tasks, "admin state", |mut lines| async move {
-        let mut after = None;
-        loop {
-            let command = Command::StateList {
-                origin: Arc::from(&*query.origin),
-                space: Arc::from(&*query.space),
-                prefix: query.prefix.clone(),
-                after: after.take(),
-                limit: PAGE,
-                at: None,
-            };
-            let Ok(event::Response::Entries { entries, more, .. }) = broker.call(command).await else {
-                return lines.flush().await;
-            };
-            for entry in &entries {
-                lines.line(&StateRow::from(entry)).await?;
-            }
-            if !more {
-                return lines.flush().await;
-            }
-            after = entries.last().map(|entry| entry.key.clone());
-        }
-    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! folder print the same lines.
 
 use ::base64::{DecodeError, Engine, prelude::BASE64_STANDARD};
-use broker::event::{Condition, LogInfo, SessionInfo};
+use broker::event::{Condition, LogInfo, SessionInfo, StateEntry, StateEvent};
 use codec::{FrameView, Kind, Record, proto};
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -239,22 +239,111 @@ pub struct StateRow {
     pub incarnation: String,
     /// Origin revision.
     pub revision: u64,
+    /// Local revision: lists and watches count in it. In a space of this process, the same.
+    #[serde(default)]
+    pub local: u64,
     /// Time of the change, RFC 3339.
     pub time: String,
     /// Value, base64.
     pub value: String,
 }
 
-impl From<&broker::event::StateEntry> for StateRow {
-    fn from(entry: &broker::event::StateEntry) -> Self {
+impl From<&StateEntry> for StateRow {
+    fn from(entry: &StateEntry) -> Self {
         Self {
             key: entry.key.clone(),
             incarnation: format!("{:016x}", entry.incarnation),
             revision: entry.revision,
+            local: entry.local,
             time: rfc3339(entry.time_us),
             value: base64(&entry.value()),
         }
     }
+}
+
+/// An event of a watch, as `GET /v1/state/watch` streams it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum WatchRow {
+    /// A key has this value now.
+    Put {
+        /// The entry.
+        #[serde(flatten)]
+        entry: StateRow,
+        /// What was there before, if that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous: Option<StateRow>,
+    },
+    /// A key is gone.
+    Deleted {
+        /// The key.
+        key: String,
+        /// Origin revision of the deletion.
+        revision: u64,
+        /// Local revision of the deletion.
+        local: u64,
+        /// What was there before, if that was asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        previous: Option<StateRow>,
+    },
+    /// Everything that existed at this local revision stands above, and nothing is on the way.
+    Synced {
+        /// Local revision.
+        revision: u64,
+    },
+    /// The watch fell behind what is known, and ends.
+    TooOld {
+        /// The first local revision that can be watched from.
+        oldest: u64,
+    },
+}
+
+impl From<&StateEvent> for WatchRow {
+    fn from(event: &StateEvent) -> Self {
+        let row = |entry: &Option<Box<StateEntry>>| entry.as_ref().map(|entry| StateRow::from(&**entry));
+        match event {
+            StateEvent::Put { entry, previous } => {
+                Self::Put { entry: StateRow::from(entry), previous: row(previous) }
+            }
+            StateEvent::Deleted { key, revision, local, previous } => Self::Deleted {
+                key: key.clone(),
+                revision: *revision,
+                local: *local,
+                previous: row(previous),
+            },
+            StateEvent::Synced { revision } => Self::Synced { revision: *revision },
+            StateEvent::TooOld { oldest } => Self::TooOld { oldest: *oldest },
+        }
+    }
+}
+
+/// One operation of `POST /v1/state`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriteOp {
+    /// A space of this process.
+    pub space: String,
+    /// The key.
+    pub key: String,
+    /// The new value, base64. With neither this nor `delete`, only what is expected is checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Delete the key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delete: bool,
+    /// Only if the key has this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// Only if there is no such key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub absent: bool,
+}
+
+/// A write was done and is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// Of each operation in order; 0 of one that changed nothing.
+    pub revisions: Vec<u64>,
 }
 
 /// A message, as `GET /v1/subscribe` streams it.
