@@ -5,6 +5,7 @@
 //! acknowledgement path; the checkpoint follows it.
 
 mod facts;
+mod files;
 pub mod journal;
 pub mod lmdb;
 pub mod mem;
@@ -150,3 +151,6 @@ pub enum OpenError {
     #[error("checkpoint {path}: {what}")]
     Checkpoint { path: std::path::PathBuf, what: String },
 }
+
+#[cfg(test)]
+mod tests;

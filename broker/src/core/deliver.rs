@@ -174,7 +174,8 @@ impl Core {
         let Some(cursor) = client.cursors.get_mut(&id) else { return false };
         let Some(next) = cursor.next else { return false };
         let seq = record.header.seq;
-        if seq < next {
+        // The store knows of a durable record before this core is told; the client gets it then, at the head.
+        if seq < next || self.logs.get(&id).is_some_and(|log| seq >= log.durable_next) {
             return true;
         }
         let acked = cursor.acked.contains(&seq);
@@ -377,5 +378,142 @@ fn template(subscription: &Subscription) -> Delivery {
         position: None,
         reply: None,
         no_responders: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        task::{Context, Poll, Waker},
+        time::Duration,
+    };
+
+    use codec::frame::FrameParts;
+
+    use super::*;
+    use crate::{
+        core::{
+            Config,
+            event::{
+                Action, Event, Front, Now, OriginFilter, Publish, RetainedOnSubscribe, SessionOpen, Target,
+            },
+        },
+        store::{Store, StoreEvent, mem::MemStore},
+    };
+
+    const SUBSCRIBER: SessionId = SessionId(1);
+    const DEVICE: SessionId = SessionId(2);
+    const NOW: Now = Now { mono: Duration::ZERO, wall_us: 1_800_000_000_000_000, trusted: true };
+
+    fn open(session: SessionId, id: &str) -> Event {
+        Event::SessionOpened(SessionOpen {
+            session,
+            front: Front::Mqtt,
+            client_id: id.into(),
+            clean_start: false,
+            expiry_s: u32::MAX,
+            receive_max: 20,
+            will: None,
+        })
+    }
+
+    fn publish(packet_id: u16) -> Event {
+        let frame = FrameParts { topic: "t", ..FrameParts::default() }.encode();
+        let target = Target::Own;
+        let message = Publish { target, frame, qos: 2, packet_id, dup: false, retain: false, reply: None };
+        Event::Published { session: DEVICE, messages: vec![message] }
+    }
+
+    fn subscribe() -> Event {
+        let subscription = Subscription {
+            id: 1,
+            origin: OriginFilter::Own,
+            filter: codec::Filter::parse("#").unwrap(),
+            qos: 2,
+            group: None,
+            no_local: false,
+            retain_as_published: false,
+            retained: RetainedOnSubscribe::DoNotSend,
+            wildcard_matches_dollar: false,
+            identifier: 0,
+        };
+        Event::Subscribed { session: SUBSCRIBER, token: 1, subscriptions: vec![subscription] }
+    }
+
+    /// Applies, and gives the store its part; what is durable is not told.
+    fn apply(core: &mut Core, store: &mut MemStore, event: Event) -> Vec<u64> {
+        let (mut actions, mut delivered) = (Vec::new(), Vec::new());
+        core.apply(NOW, event, &mut actions);
+        for action in actions {
+            match action {
+                Action::Persist(group) => store.submit(group),
+                Action::Read(request) => store.read(request),
+                Action::Output { output: Output::Deliver(delivery), .. } => {
+                    delivered.push(delivery.position.unwrap().seq);
+                }
+                _ => {}
+            }
+        }
+        delivered
+    }
+
+    fn restored(store: &mut MemStore) -> Core {
+        let mut actions = Vec::new();
+        let core = Core::restore(Config::node("n", [1; 16], 1), store.recover(), NOW, &mut actions);
+        for action in actions {
+            if let Action::Persist(group) = action {
+                store.submit(group);
+            }
+        }
+        core
+    }
+
+    #[test]
+    fn a_record_that_a_read_finds_before_its_durability_is_told_is_delivered_once() {
+        let mut store = MemStore::new();
+        let mut core = restored(&mut store);
+        let run = |core: &mut Core, store: &mut MemStore, event| {
+            apply(core, store, event);
+            store.flush();
+            while let Poll::Ready(event) = store.poll_event(&mut Context::from_waker(Waker::noop())) {
+                if let StoreEvent::Persisted(lsn) = event {
+                    apply(core, store, Event::Persisted(lsn));
+                    store.flush();
+                }
+            }
+        };
+        run(&mut core, &mut store, open(SUBSCRIBER, "s"));
+        run(&mut core, &mut store, subscribe());
+        run(&mut core, &mut store, Event::SessionClosed { session: SUBSCRIBER, clean: true });
+        run(&mut core, &mut store, open(DEVICE, "d"));
+        run(&mut core, &mut store, publish(1));
+
+        // A restart: the first message is in the store only, and the subscriber behind it.
+        let (mut store, _) = store.crash();
+        let mut core = restored(&mut store);
+        apply(&mut core, &mut store, open(DEVICE, "d"));
+        apply(&mut core, &mut store, publish(2));
+        store.flush();
+        let mut delivered = apply(&mut core, &mut store, open(SUBSCRIBER, "s"));
+        let mut events = Vec::new();
+        while let Poll::Ready(event) = store.poll_event(&mut Context::from_waker(Waker::noop())) {
+            events.push(event);
+        }
+        // The read overtakes the news that what it read is durable.
+        events.sort_by_key(|event| matches!(event, StoreEvent::Persisted(_)));
+        while !events.is_empty() {
+            let event = match events.remove(0) {
+                StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
+                StoreEvent::Read { read, records } => Event::ReadDone { read, records },
+                other => panic!("{other:?}"),
+            };
+            delivered.extend(apply(&mut core, &mut store, event));
+            delivered.extend(apply(&mut core, &mut store, Event::TimerFired));
+            store.flush();
+            while let Poll::Ready(event) = store.poll_event(&mut Context::from_waker(Waker::noop())) {
+                events.push(event);
+            }
+        }
+        assert_eq!(delivered, [1, 2]);
     }
 }

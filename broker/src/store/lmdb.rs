@@ -60,7 +60,7 @@ use self::{
     segments::Segments,
 };
 use super::{
-    LocalFact, LogRecovery, OpenError, Recovered, STRETCH_BYTES, Store, StoreEvent, facts,
+    LocalFact, LogRecovery, OpenError, Recovered, STRETCH_BYTES, Store, StoreEvent, facts, files,
     journal::{Journal, JournalIo, disk::Disk, scan},
 };
 use crate::core::event::{Group, ReadRequest};
@@ -170,12 +170,15 @@ pub fn open(path: &Path, options: Options) -> Result<(LmdbStore, Recovered), Ope
     open_on(path, options, disk)
 }
 
-fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Recovered), OpenError> {
+pub(super) fn open_on(
+    path: &Path,
+    options: Options,
+    disk: Disk,
+) -> Result<(LmdbStore, Recovered), OpenError> {
     let (journal_dir, checkpoint_dir) = (path.join("journal"), path.join("checkpoint"));
     make_dir(path)?;
     let lock = lock(path)?;
     make_dir(&journal_dir)?;
-    make_dir(&checkpoint_dir)?;
 
     let new_id = getrandom::u64()
         .and_then(|low| Ok(u128::from(low) | u128::from(getrandom::u64()?) << 64))
@@ -220,6 +223,18 @@ fn open_on(path: &Path, options: Options, disk: Disk) -> Result<(LmdbStore, Reco
         _lock: lock,
     };
     Ok((store, recovered))
+}
+
+#[cfg(test)]
+impl LmdbStore {
+    /// Ends the store as if its process were killed: no last checkpoint.
+    pub(super) fn kill(self) {
+        let mut gathering = lock_of(&self.shared.gathering);
+        gathering.abandoned = true;
+        gathering.stop = true;
+        drop(gathering);
+        self.shared.gathered.notify_all();
+    }
 }
 
 impl Store for LmdbStore {
@@ -359,7 +374,7 @@ fn new_parents(path: &Path) -> Vec<&Path> {
 }
 
 fn sync_dir(path: &Path) -> Result<(), OpenError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(|source| io_error("sync", path, source))
+    files::sync_dir(path).map_err(|source| io_error("sync", path, source))
 }
 
 fn lock(path: &Path) -> Result<File, OpenError> {

@@ -6,17 +6,15 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice},
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
 };
-
-use rustix::fs::FallocateFlags;
 
 use super::{
     JournalIo,
     format::{self, GroupHeader, SegmentHeader},
     uring::{Appended, Uring},
 };
+use crate::store::files;
 
 /// Slices of one vectored write.
 pub(super) const IOV_MAX: usize = 1024;
@@ -26,12 +24,13 @@ pub(super) const IOV_MAX: usize = 1024;
 pub(crate) struct SegmentFile {
     pub(crate) number: u64,
     pub(super) file: File,
+    pub(super) path: PathBuf,
 }
 
 impl SegmentFile {
     pub(super) fn open(dir: &Path, number: u64) -> io::Result<Self> {
         let path = dir.join(format::segment_name(number));
-        Ok(Self { number, file: OpenOptions::new().read(true).write(true).open(path)? })
+        Ok(Self { number, file: OpenOptions::new().read(true).write(true).open(&path)?, path })
     }
 }
 
@@ -75,20 +74,22 @@ impl Disk {
         }
         let spare = self.spare.take().filter(|held| *held == capacity);
         let temporary = dir.join(if spare.is_some() { SPARE } else { TEMPORARY });
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(0o600);
-        let file = options.create(spare.is_none()).truncate(spare.is_none()).open(&temporary)?;
-        let room = if spare.is_some() { Ok(()) } else { allocate(&file, capacity) };
+        let path = dir.join(format::segment_name(header.number));
+        let file = match spare {
+            Some(_) => OpenOptions::new().read(true).write(true).open(&temporary)?,
+            None => files::create(&temporary)?,
+        };
+        let room = if spare.is_some() { Ok(()) } else { files::allocate(&file, &temporary, capacity) };
         let made = room
-            .and_then(|()| file.write_all_at(&header.encode(), 0))
-            .and_then(|()| file.sync_all())
-            .and_then(|()| std::fs::rename(&temporary, dir.join(format::segment_name(header.number))))
-            .and_then(|()| File::open(dir)?.sync_all());
+            .and_then(|()| files::write_at(&file, &temporary, &header.encode(), 0))
+            .and_then(|()| files::sync(&file, &temporary))
+            .and_then(|()| files::rename(&temporary, &path))
+            .and_then(|()| files::sync_dir(dir));
         if let Err(error) = made {
-            drop(std::fs::remove_file(&temporary));
+            drop(files::remove(&temporary));
             return Err(error);
         }
-        Ok(SegmentFile { number: header.number, file })
+        Ok(SegmentFile { number: header.number, file, path })
     }
 
     /// Makes sure that there is room for another segment, whatever becomes of the disk: an allocated file
@@ -102,7 +103,7 @@ impl Disk {
             tape.spare()?;
         }
         // Nothing but a segment's header is ever written to it before it has a segment's name.
-        hold(&dir.join(SPARE), capacity)?;
+        files::hold(&dir.join(SPARE), capacity)?;
         self.spare = Some(capacity);
         Ok(())
     }
@@ -118,6 +119,8 @@ impl Disk {
         if let Some(tape) = &self.tape {
             tape.append(segment, offset, slices)?;
         }
+        #[cfg(test)]
+        let _turns = files::tape::append(&segment.path, offset, slices);
         if let Some(uring) = &mut self.uring {
             match uring.append(&segment.file, offset, slices) {
                 Ok(Appended::Done) => return Ok(()),
@@ -142,8 +145,9 @@ impl Disk {
         if let Some(tape) = &self.tape {
             tape.erase(segment, offset);
         }
-        let erased = segment.file.write_all_at(&[0; GroupHeader::LEN], offset);
-        if let Err(error) = erased.and_then(|()| segment.file.sync_data()) {
+        let (file, path) = (&segment.file, &segment.path);
+        let erased = files::write_at(file, path, &[0; GroupHeader::LEN], offset);
+        if let Err(error) = erased.and_then(|()| files::sync(file, path)) {
             tracing::error!(segment = segment.number, offset, %error, "cannot erase a refused group");
         }
     }
@@ -159,31 +163,6 @@ impl std::fmt::Debug for Disk {
 pub(super) const TEMPORARY: &str = "next.tmp";
 /// Name of the file that holds back the room of the next segment.
 pub(super) const SPARE: &str = "spare";
-
-/// Makes a file whose blocks are allocated; one that is there already keeps them.
-pub(crate) fn hold(path: &Path, bytes: u64) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    let found = file.metadata()?;
-    if found.len() == bytes && found.blocks() * 512 >= bytes {
-        return Ok(file);
-    }
-    if let Err(error) = file.set_len(0).and_then(|()| allocate(&file, bytes)) {
-        drop(std::fs::remove_file(path));
-        return Err(error);
-    }
-    Ok(file)
-}
-
-/// Reserves the blocks, so that a write into the segment cannot meet a full disk. File systems that know
-/// no reservation get a sparse file.
-fn allocate(file: &File, capacity: u64) -> io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, capacity) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(capacity),
-        Err(error) => Err(error.into()),
-    }
-}
 
 /// The ring, not the file, is what failed.
 fn is_refused(error: &io::Error) -> bool {

@@ -5,9 +5,8 @@
 //! copied; some lsns are missing, and those of several old segments need not ascend.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -18,7 +17,7 @@ use super::{
     format::{self, GroupHeader, SegmentHeader},
     scan::Segment,
 };
-use crate::core::event::Lsn;
+use crate::{core::event::Lsn, store::files};
 
 /// Name of a rewritten segment that is being made.
 pub(super) const TEMPORARY: &str = "old.tmp";
@@ -41,8 +40,7 @@ impl Rewrite {
     pub(crate) fn begin(dir: &Path, store_id: [u8; 16], number: u64) -> io::Result<Self> {
         let salt = getrandom::u64().map_err(io::Error::other)?;
         let header = SegmentHeader { store_id, number, first_lsn: Lsn::MAX, salt };
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(true).mode(0o600).open(dir.join(TEMPORARY))?;
+        let file = files::create(&dir.join(TEMPORARY))?;
         let flushed = SegmentHeader::LEN as u64;
         Ok(Self { dir: dir.to_owned(), file, header, flushed, buffer: Vec::new() })
     }
@@ -76,7 +74,7 @@ impl Rewrite {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.buffer, self.flushed)?;
+        files::write_at(&self.file, &self.dir.join(TEMPORARY), &self.buffer, self.flushed)?;
         self.flushed += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -85,17 +83,18 @@ impl Rewrite {
     /// Puts all of it on disk, then gives it its name.
     pub(crate) fn finish(mut self) -> io::Result<Segment> {
         self.flush()?;
-        self.file.write_all_at(&self.header.encode(), 0)?;
-        self.file.sync_all()?;
-        let name = self.dir.join(format::segment_name(self.header.number));
-        std::fs::rename(self.dir.join(TEMPORARY), name)?;
-        File::open(&self.dir)?.sync_all()?;
+        let (temporary, name) =
+            (self.dir.join(TEMPORARY), self.dir.join(format::segment_name(self.header.number)));
+        files::write_at(&self.file, &temporary, &self.header.encode(), 0)?;
+        files::sync(&self.file, &temporary)?;
+        files::rename(&temporary, &name)?;
+        files::sync_dir(&self.dir)?;
         Ok(Segment { header: self.header, bytes: self.flushed })
     }
 
     /// Removes what was written.
     pub(crate) fn abandon(self) {
-        if let Err(error) = std::fs::remove_file(self.dir.join(TEMPORARY)) {
+        if let Err(error) = files::remove(&self.dir.join(TEMPORARY)) {
             tracing::warn!(%error, "cannot remove an unfinished segment; the next start will");
         }
     }

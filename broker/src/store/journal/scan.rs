@@ -17,7 +17,10 @@ use super::{
     format::{self, FORMAT, GroupHeader, HeaderError, SegmentHeader},
     rewrite,
 };
-use crate::{core::event::Lsn, store::OpenError};
+use crate::{
+    core::event::Lsn,
+    store::{OpenError, files},
+};
 
 /// What a scan found.
 #[derive(Debug)]
@@ -111,7 +114,7 @@ pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Re
 fn sync(dir: &Path, number: u64) -> Result<(), OpenError> {
     let path = dir.join(format::segment_name(number));
     let synced =
-        File::open(&path).and_then(|file| file.sync_data()).and_then(|()| File::open(dir)?.sync_all());
+        File::open(&path).and_then(|file| files::sync(&file, &path)).and_then(|()| files::sync_dir(dir));
     synced.map_err(|source| OpenError::Io { doing: "sync", path, source })
 }
 
@@ -124,7 +127,7 @@ fn list(dir: &Path) -> Result<Vec<Segment>, OpenError> {
         let entry = entry.map_err(io("list"))?;
         let name = entry.file_name();
         if name == disk::TEMPORARY || name == rewrite::TEMPORARY {
-            std::fs::remove_file(entry.path()).map_err(io("clean"))?;
+            files::remove(&entry.path()).map_err(io("clean"))?;
         }
         numbers.extend(name.to_str().and_then(format::segment_number));
     }

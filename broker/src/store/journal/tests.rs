@@ -10,7 +10,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{scan::Scan, *};
-use crate::store::{OpenError, facts::samples::*};
+use crate::store::{OpenError, facts::samples::*, files};
 
 /// What was done to the disk, in order. A segment is made whole and synced; an append is a write and a sync.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,7 @@ impl Tape {
         let fails = taped.fail_after.take();
         bytes.truncate(fails.unwrap_or(usize::MAX));
         if fails.is_some() {
-            segment.file.write_all_at(&bytes, offset)?;
+            files::write_at(&segment.file, &segment.path, &bytes, offset)?;
         }
         taped.ops.push(Op::Write { number: segment.number, offset, bytes });
         if fails.is_some() {

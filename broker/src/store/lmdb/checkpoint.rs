@@ -19,6 +19,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     ops::Bound,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
         PoisonError, RwLock,
@@ -38,7 +39,7 @@ use super::{
 use crate::{
     core::event::Lsn,
     store::{
-        OpenError, Source, facts,
+        OpenError, Source, facts, files,
         journal::{Place, format::FORMAT},
     },
 };
@@ -160,6 +161,9 @@ impl CommitError {
 
 impl Checkpoint {
     /// Opens or creates. `store_id` is for a new one.
+    ///
+    /// A new one is made under another name: LMDB's first pages are not safe from a crash before its first
+    /// sync, and a file that has half of them could never be opened again.
     pub(super) fn open(
         path: &Path,
         map_bytes: usize,
@@ -168,6 +172,9 @@ impl Checkpoint {
     ) -> std::result::Result<(Self, Summary), OpenError> {
         let fault =
             |error: heed::Error| OpenError::Checkpoint { path: path.to_owned(), what: error.to_string() };
+        if !path.join(DATA).exists() {
+            make(path, map_bytes, store_id)?;
+        }
         let opened = Opened::open(path, map_bytes).map_err(fault)?;
         opened.check_format(path, store_id)?;
         let summary = opened.summary().map_err(fault)?;
@@ -241,7 +248,10 @@ impl Checkpoint {
 
     fn growing<T>(&self, commit: impl Fn(&Opened) -> Result<T>) -> std::result::Result<T, CommitError> {
         loop {
-            match self.with(&commit) {
+            let committed = self.with(&commit);
+            #[cfg(test)]
+            files::tape::mapped_changed(&self.path.join(DATA));
+            match committed {
                 Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
                 // After some errors LMDB refuses everything until the file is opened anew.
                 Err(error @ (heed::Error::Io(_) | heed::Error::Mdb(MdbError::Panic))) => {
@@ -583,6 +593,27 @@ impl Tables {
     }
 }
 
+/// A new checkpoint, whole under its name or not there at all.
+fn make(path: &Path, map_bytes: usize, store_id: [u8; 16]) -> std::result::Result<(), OpenError> {
+    let unfinished = path.with_extension("new");
+    let made = match std::fs::remove_dir_all(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => std::fs::DirBuilder::new().mode(0o700).create(&unfinished),
+    };
+    made.map_err(|source| OpenError::Io { doing: "make", path: unfinished.clone(), source })?;
+    let new = Opened::open(&unfinished, map_bytes);
+    let new =
+        new.map_err(|error| OpenError::Checkpoint { path: path.to_owned(), what: error.to_string() })?;
+    new.check_format(&unfinished, store_id)?;
+    new.env.prepare_for_closing().wait();
+    #[cfg(test)]
+    files::tape::mapped_changed(&unfinished.join(DATA));
+    let named = files::sync_dir(&unfinished)
+        .and_then(|()| files::rename(&unfinished, path))
+        .and_then(|()| files::sync_dir(path.parent().unwrap_or(path)));
+    named.map_err(|source| OpenError::Io { doing: "make", path: path.to_owned(), source })
+}
+
 fn after((start, order): Key) -> Key {
     (start, order + 1)
 }
@@ -644,6 +675,8 @@ fn decode_end(mut raw: &[u8]) -> LogEnd {
     LogEnd { last: raw.get_u64(), last_epoch: raw.get_u64(), last_crc: raw.get_u32() }
 }
 
+/// LMDB's file in its folder.
+const DATA: &str = "data.mdb";
 const TABLES: usize = 6;
 /// Bytes of an index entry's key.
 const INDEX_KEY: usize = 13;

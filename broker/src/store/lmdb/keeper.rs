@@ -44,6 +44,9 @@ impl Keeper {
             let mut gathering = wait_until_due(shared);
             #[cfg(test)]
             if gathering.abandoned {
+                // Nobody makes room any more.
+                gathering.failing = Some("the store was killed".to_owned());
+                shared.gathered.notify_all();
                 return;
             }
             let layer = gathering.overlay.freeze();

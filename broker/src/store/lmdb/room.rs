@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{Events, StoreEvent, lock_of};
-use crate::store::journal::disk::hold;
+use crate::store::files;
 
 /// What can come to an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +70,7 @@ impl Reserve {
         if self.held {
             return Ok(());
         }
-        hold(&self.path, self.bytes)?;
+        files::hold(&self.path, self.bytes)?;
         self.held = true;
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Reserve {
         if !std::mem::take(&mut self.held) {
             return false;
         }
-        std::fs::remove_file(&self.path).is_ok()
+        files::remove(&self.path).is_ok()
     }
 }
 

@@ -11,9 +11,12 @@ use std::{
 use super::lock_of;
 use crate::{
     core::event::Lsn,
-    store::journal::{
-        format::{REWRITTEN, segment_name},
-        scan::Segment,
+    store::{
+        files,
+        journal::{
+            format::{REWRITTEN, segment_name},
+            scan::Segment,
+        },
     },
 };
 
@@ -86,7 +89,7 @@ impl Segments {
         listed.segments.remove(&number);
         listed.open.retain(|(open, _)| *open != number);
         drop(listed);
-        if let Err(error) = std::fs::remove_file(self.dir.join(segment_name(number))) {
+        if let Err(error) = files::remove(&self.dir.join(segment_name(number))) {
             tracing::warn!(segment = number, %error, "cannot remove a segment; the next start will");
         }
     }

@@ -69,15 +69,6 @@ fn seqs(records: &[Record]) -> Vec<u64> {
     records.iter().map(|record| record.header.seq).collect()
 }
 
-/// Ends the store as if its process were killed: no last checkpoint.
-fn kill(store: LmdbStore) {
-    let mut gathering = lock_of(&store.shared.gathering);
-    gathering.abandoned = true;
-    gathering.stop = true;
-    drop(gathering);
-    store.shared.gathered.notify_all();
-}
-
 fn segments(path: &Path) -> usize {
     names(path).iter().filter(|name| name.ends_with(".seg")).count()
 }
@@ -227,7 +218,7 @@ proptest! {
                     persist(&mut store, groups);
                 }
                 Step::Restart { clean } => {
-                    if clean { drop(store) } else { kill(store) }
+                    if clean { drop(store) } else { store.kill() }
                     let recovered;
                     (store, recovered) = open(dir.path(), options(every)).unwrap();
                     prop_assert_eq!(comparable(recovered), comparable(model.recover()));
@@ -301,7 +292,7 @@ fn a_refused_store_goes_on_with_the_refused_lsn_once_there_is_room() {
     tape.fail_after(40);
     store.submit(group(2, vec![log(1, 2, b"torn")]));
     assert!(matches!(next(&mut store), StoreEvent::Refused { lsn: 2, .. }));
-    kill(store);
+    store.kill();
     let (_store, recovered) = open(dir.path(), options(NEVER)).unwrap();
     assert_eq!(recovered.last_lsn, 1);
 }
@@ -434,7 +425,7 @@ fn long_logs_are_read_in_pages_across_segments_and_the_checkpoint_boundary() {
     persist(&mut store, groups(151..=300));
     assert_eq!(seqs(&read(&mut store, 1, 0, usize::MAX)), Vec::from_iter(1..=300));
     assert_eq!(seqs(&read(&mut store, 1, 100, 43 * 60)).first(), Some(&100));
-    kill(store);
+    store.kill();
     let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
     assert_eq!(seqs(&read(&mut store, 1, 140, usize::MAX)), Vec::from_iter(140..=300));
 }
