@@ -163,6 +163,23 @@ fn the_core_knows_neither_runtime_nor_clock_nor_socket_nor_disk() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// Dropped-write replay sees what goes through this one file, and nothing else.
+#[test]
+fn a_store_changes_its_files_in_one_place() {
+    let calls = ["fs::rename", "fs::remove_file", "fs::write", "write_all_at", "sync_all", "sync_data"];
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let elsewhere = path.starts_with("broker/src/store/") && path != "broker/src/store/files.rs";
+        if !elsewhere || !is_product(&path) || path == "broker/src/store/files/tape.rs" {
+            continue;
+        }
+        for line in code_without_tests(&text).filter(|line| calls.iter().any(|call| line.contains(call))) {
+            wrong.push(format!("{path}: {}: go through store/files.rs", line.trim()));
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
 #[test]
 fn files_are_named_for_their_subject_and_not_too_long() {
     let mut wrong = Vec::new();
