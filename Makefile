@@ -9,10 +9,11 @@ export CARGO_INCREMENTAL ?= 1
 export TEST_PYTHON := $(CURDIR)/$(VENV)/bin/python
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 
-.PHONY: test deps fmt clippy build unit doc venv check clean-test help
+.PHONY: test nightly deps fmt clippy build unit doc venv check clean-test help
 
 help:
 	@echo "make test    everything that a change has to pass"
+	@echo "make nightly the long ones: a night on two cores; T=<filter> picks some"
 	@echo "make deps    only what the tests need on this machine (apt on Debian, as root)"
 	@echo "make check   format, lints"
 	@echo "make unit    the tests alone; T=<filter> picks some"
@@ -49,6 +50,15 @@ unit: venv build
 else
 unit: venv build
 	@$(STAGE) tests cargo test --workspace --locked --no-fail-fast --lib --bins --tests -- --test-threads=2 $(T)
+endif
+
+# Tests named nightly_..., ignored elsewhere: `#[ignore = "nightly: why it takes long"]`.
+ifeq ($(NEXTEST),yes)
+nightly: venv build
+	@$(STAGE) nightly cargo nextest run --workspace --locked --no-fail-fast --run-ignored only -E 'test(nightly_)' $(T)
+else
+nightly: venv build
+	@$(STAGE) nightly cargo test --workspace --locked --no-fail-fast --lib --bins --tests -- --ignored --test-threads=1 nightly_ $(T)
 endif
 
 doc:

@@ -271,6 +271,8 @@ pub struct Core {
     collecting: bool,
     /// Incarnation of the spaces that this broker owns.
     incarnation: u64,
+    /// Random number of this process, for the lineage of owned spaces.
+    run: u64,
 
     trie: Trie,
     group_turn: usize,
@@ -419,6 +421,7 @@ impl Core {
                 Effect::PartDurable { session, source, count, space } => {
                     self.on_part_acknowledgeable(session, source, count, space);
                 }
+                Effect::Greet(session) => self.greet(session),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
             }
         }
@@ -433,6 +436,7 @@ impl Core {
             format!("the store takes no writes ({reason}): free disk space or check the disk"),
         );
         self.grant_anew();
+        self.greet_all();
     }
 
     fn on_store_low(&mut self, reason: &str) {
@@ -601,7 +605,11 @@ impl Core {
             return *index;
         }
         let source = self.declare(origin, SourceKind::State, name, Class::State);
-        self.add_space(&source)
+        let index = self.add_space(&source);
+        if self.spaces[index].owned {
+            self.spaces[index].begin_run(&mut self.ledger, self.run);
+        }
+        index
     }
 
     fn add_space(&mut self, source: &Source) -> usize {

@@ -1,8 +1,7 @@
-//! One simulated process: a core, its store, and the clients that speak to it.
+//! One simulated process: a core, its disk and clock, and the clients that speak to it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -10,14 +9,20 @@ use broker::{
     core::{
         Config, Core,
         event::{
-            Action, ClientAck, Command, Delivery, Event, Front, LinkOpen, Now, OriginFilter, Output, Peer,
-            Publish, Reply, Response, RetainedOnSubscribe, SessionId, SessionOpen, StateEvent, Subscription,
-            Target,
+            Action, Command, Delivery, Event, Front, LinkOpen, Now, OriginFilter, Output, Peer, Publish,
+            Reply, Response, RetainedOnSubscribe, SessionId, SessionOpen, StateEvent, Subscription, Target,
         },
     },
-    store::{Store, StoreEvent, mem::MemStore},
+    limits,
+    store::StoreEvent,
 };
 use codec::{Class, Filter, Record, frame::FrameParts};
+
+use crate::{
+    client::{Client, Message},
+    disk::{Copy, Disk},
+    shadow::{rule, tag_of},
+};
 
 /// What a host wants of the world after a turn.
 #[derive(Debug)]
@@ -28,12 +33,26 @@ pub(crate) enum Out {
     CloseLink(SessionId),
     /// A client's publish (by its tag) is acknowledged.
     Acknowledged(String),
+    /// A client's publish (by its tag) is refused: nothing of it is kept.
+    Refused(String),
+    /// A client's publish (by its tag) was sent again.
+    Repeated(String),
     /// A client was given a message.
-    Delivered { client: String, payload: String, origin: String, qos: u8 },
+    Delivered { client: String, payload: String, origin: String, qos: u8, at: Option<At> },
     /// A client was told that nobody answers its request.
     NoResponders,
     /// A State watcher saw this.
-    Watched(StateEvent),
+    Watched(String, StateEvent),
+}
+
+/// Where a delivery stands, and in which life of its client's connection it came.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct At {
+    pub(crate) stream: String,
+    pub(crate) epoch: u64,
+    pub(crate) seq: u64,
+    pub(crate) session: u64,
+    pub(crate) dup: bool,
 }
 
 impl std::fmt::Debug for Host {
@@ -54,23 +73,31 @@ pub(crate) struct Say<'a> {
 
 pub(crate) struct Host {
     pub(crate) name: String,
-    config: Config,
+    pub(crate) config: Config,
     core: Core,
-    store: MemStore,
+    pub(crate) disk: Disk,
+    /// Counts the disks that this host has had: what holds within one life need not hold across.
+    pub(crate) life: u64,
     started: Duration,
+    /// How far the wall clock is off, and whether it is known to be right.
+    pub(crate) off_s: i64,
+    pub(crate) trusted: bool,
+    wall_us: u64,
     actions: Vec<Action>,
     performing: bool,
     next_session: u64,
     next_command: u64,
     restarts: u64,
-    /// Connected clients: id to session.
-    clients: BTreeMap<String, SessionId>,
+    pub(crate) clients: BTreeMap<String, Client>,
     owners: BTreeMap<SessionId, String>,
     /// What a client answers to every request.
     answers: BTreeMap<SessionId, &'static str>,
-    /// Publishes on their way: (session, packet id) to tag.
-    awaiting: BTreeMap<(SessionId, u16), String>,
-    next_packet: u16,
+    /// Bytes in the outbox of each client's session.
+    queued: BTreeMap<SessionId, usize>,
+    /// The core was told that its store takes no writes.
+    refusing: bool,
+    /// The core was told that its store has little room.
+    low: bool,
     /// Publishes that were refused.
     pub(crate) refused: usize,
     pub(crate) responses: Vec<Response>,
@@ -79,15 +106,19 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(config: Config, now: Duration) -> Self {
-        let store = MemStore::new();
+        let disk = Disk::default();
         let mut actions = Vec::new();
-        let core = Core::restore(config.clone(), store.recover(), at(now, now), &mut actions);
+        let core = Core::restore(config.clone(), disk.recover(), wall(now, now, 0, true), &mut actions);
         Self {
             name: config.name.to_string(),
             config,
             core,
-            store,
+            disk,
+            life: 1,
             started: now,
+            off_s: 0,
+            trusted: true,
+            wall_us: 0,
             actions,
             performing: false,
             next_session: 1,
@@ -96,8 +127,9 @@ impl Host {
             clients: BTreeMap::new(),
             owners: BTreeMap::new(),
             answers: BTreeMap::new(),
-            awaiting: BTreeMap::new(),
-            next_packet: 1,
+            queued: BTreeMap::new(),
+            refusing: false,
+            low: false,
             refused: 0,
             responses: Vec::new(),
             out: VecDeque::new(),
@@ -106,36 +138,75 @@ impl Host {
 
     /// The power is cut and comes back. Every connection is gone.
     pub(crate) fn crash(&mut self, now: Duration) {
-        let store = std::mem::take(&mut self.store);
-        let (store, recovered) = store.crash();
+        let recovered = self.disk.crash();
+        self.boot(now, recovered);
+    }
+
+    /// Another disk stands in this machine. `mint`: it knows that it is another.
+    pub(crate) fn replace_disk(&mut self, now: Duration, copy: Option<&Copy>, mint: bool) {
+        self.disk = copy.map(Disk::from).unwrap_or_default();
+        self.life += 1;
+        if mint || copy.is_none() {
+            let turn = u8::try_from(self.life & 0x7f).expect("seven bits");
+            self.config.instance[1] = turn;
+        }
+        let recovered = self.disk.recover();
+        self.config.mint = mint;
+        self.boot(now, recovered);
+        self.config.mint = false;
+        for client in self.clients.values_mut() {
+            client.fresh = true;
+        }
+    }
+
+    fn boot(&mut self, now: Duration, recovered: broker::store::Recovered) {
         self.restarts += 1;
         let mut config = self.config.clone();
-        config.seed = config.seed.wrapping_add(self.restarts << 32);
+        config.seed = config.seed.wrapping_add((self.restarts << 32) + (self.life << 48));
         self.actions.clear();
         self.out.clear();
         self.responses.clear();
-        self.core = Core::restore(config, recovered, at(now, now), &mut self.actions);
-        self.store = store;
         self.started = now;
-        self.clients.clear();
+        self.wall_us = 0;
+        self.refusing = false;
+        self.low = false;
+        let at = self.at(now);
+        self.core = Core::restore(config, recovered, at, &mut self.actions);
         self.owners.clear();
         self.answers.clear();
-        self.awaiting.clear();
+        self.queued.clear();
+        self.clients.values_mut().for_each(Client::disconnected);
     }
 
     /// Another process on a copy of the disk as it is now.
     pub(crate) fn snapshot(&self, now: Duration) -> Self {
-        let mut copy = Self::new(self.config.clone(), now);
-        copy.store = self.store.copy();
-        let recovered = copy.store.recover();
+        let mut config = self.config.clone();
+        config.seed = config.seed.wrapping_add(1 << 40);
+        let mut copy = Self::new(config, now);
+        copy.disk = Disk::from(&self.disk.copy());
         copy.actions.clear();
-        copy.config.seed = copy.config.seed.wrapping_add(1 << 40);
-        copy.core = Core::restore(copy.config.clone(), recovered, at(now, now), &mut copy.actions);
+        let at = copy.at(now);
+        copy.core = Core::restore(copy.config.clone(), copy.disk.recover(), at, &mut copy.actions);
         copy
     }
 
+    /// The time as this host sees it: its wall clock never runs backwards within one process.
+    fn at(&mut self, now: Duration) -> Now {
+        let at = wall(now, self.started, self.off_s, self.trusted);
+        self.wall_us = self.wall_us.max(at.wall_us);
+        Now { wall_us: self.wall_us, ..at }
+    }
+
     pub(crate) fn apply(&mut self, now: Duration, event: Event) {
-        self.core.apply(at(now, self.started), event, &mut self.actions);
+        match &event {
+            Event::StoreRefused { .. } => self.refusing = true,
+            Event::Persisted(_) => self.refusing = false,
+            Event::StoreLow { .. } => self.low = true,
+            Event::StoreAmple => self.low = false,
+            _ => {}
+        }
+        let at = self.at(now);
+        self.core.apply(at, event, &mut self.actions);
         // What a client answers comes after everything that the core already wants done.
         if !self.performing {
             self.perform(now);
@@ -156,17 +227,21 @@ impl Host {
 
     /// Makes some of what waits durable and tells the core.
     pub(crate) fn sync(&mut self, now: Duration, groups: usize) {
-        self.store.flush_some(groups);
+        self.disk.sync(now, groups);
         self.poll_store(now);
     }
 
-    pub(crate) fn unsynced(&self) -> usize {
-        self.store.unsynced()
+    /// Whether a publish is refused now, as far as the core can know.
+    pub(crate) fn takes_no_data(&self) -> bool {
+        self.refusing || self.low
     }
 
-    fn poll_store(&mut self, now: Duration) {
-        let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(event) = self.store.poll_event(&mut cx) {
+    pub(crate) fn unsynced(&self) -> usize {
+        self.disk.unsynced()
+    }
+
+    pub(crate) fn poll_store(&mut self, now: Duration) {
+        while let Some(event) = self.disk.poll(now) {
             let event = match event {
                 StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
                 StoreEvent::Read { read, records } => Event::ReadDone { read, records },
@@ -186,10 +261,10 @@ impl Host {
             queue.extend(self.actions.drain(..));
             let Some(action) = queue.pop_front() else { break };
             match action {
-                Action::Persist(group) => self.store.submit(group),
+                Action::Persist(group) => self.disk.persist(group),
                 Action::Output { session, output } => self.on_output(now, session, output),
                 Action::Read(request) => {
-                    self.store.read(request);
+                    self.disk.read(request);
                     reads = true;
                 }
                 Action::Respond { response, .. } => self.responses.push(response),
@@ -203,68 +278,107 @@ impl Host {
 
     fn on_output(&mut self, now: Duration, session: SessionId, output: Output) {
         let bytes = output.cost();
-        match output {
-            Output::Send { class, records } => self.out.push_back(Out::Send(session, class, records)),
-            Output::Close(_) => match self.owners.remove(&session) {
-                Some(client) => {
-                    self.clients.remove(&client);
-                    self.apply(now, Event::SessionClosed { session, clean: false });
-                }
-                None => self.out.push_back(Out::CloseLink(session)),
-            },
-            Output::Reply(Reply::PubAck(id)) => {
-                if let Some(tag) = self.awaiting.remove(&(session, id)) {
-                    self.out.push_back(Out::Acknowledged(tag));
-                }
+        let Some(name) = self.owners.get(&session).cloned() else {
+            match output {
+                Output::Send { class, records } => self.out.push_back(Out::Send(session, class, records)),
+                Output::Close(_) => self.out.push_back(Out::CloseLink(session)),
+                _ => {}
             }
-            Output::Reply(Reply::PubRec(id)) => {
-                if let Some(tag) = self.awaiting.remove(&(session, id)) {
-                    self.out.push_back(Out::Acknowledged(tag));
-                }
-                self.apply(now, Event::Acked { session, acks: vec![ClientAck::Rel(id)] });
-            }
-            Output::Reply(Reply::PubRel(id)) => {
-                self.apply(now, Event::Acked { session, acks: vec![ClientAck::Comp(id)] });
-            }
-            Output::Deliver(delivery) => self.on_delivery(now, session, &delivery),
-            Output::State(event) => self.out.push_back(Out::Watched(event)),
-            Output::Reply(Reply::Refused { .. }) => self.refused += 1,
-            Output::Reply(_) => {}
+            return self.apply(now, Event::Sent { session, bytes });
+        };
+        let held = self.queued.entry(session).or_default();
+        *held += bytes;
+        rule!(
+            *held <= limits::CLIENT_QUEUE_BYTES_HARD + limits::FRAME_MAX,
+            "every_queue_is_bounded",
+            "{held} bytes for {name} at {}",
+            self.name
+        );
+        if matches!(output, Output::Close(_)) {
+            self.close(&name);
+            self.apply(now, Event::SessionClosed { session, clean: false });
+            return;
         }
-        self.apply(now, Event::Sent { session, bytes });
+        let client = self.clients.get_mut(&name).expect("a session's client exists");
+        let greeting = matches!(output, Output::Reply(Reply::Opened { .. }));
+        client.inbox.push_back(output);
+        if greeting || !client.lazy {
+            self.read(now, &name, usize::MAX);
+        }
     }
 
-    fn on_delivery(&mut self, now: Duration, session: SessionId, delivery: &Delivery) {
-        let view = codec::FrameView::parse(&delivery.frame).expect("the core delivers frames");
-        let Some(client) = self.owners.get(&session).cloned() else { return };
-        if delivery.no_responders {
-            return self.out.push_back(Out::NoResponders);
+    fn close(&mut self, name: &str) -> Option<SessionId> {
+        let client = self.clients.get_mut(name)?;
+        let session = client.session?;
+        client.disconnected();
+        self.owners.remove(&session);
+        self.queued.remove(&session);
+        Some(session)
+    }
+
+    /// A client handles what it was sent.
+    pub(crate) fn read(&mut self, now: Duration, name: &str, count: usize) {
+        for _ in 0..count {
+            let Some(client) = self.clients.get_mut(name) else { return };
+            let (Some(session), Some(output)) = (client.session, client.inbox.pop_front()) else { return };
+            self.handle(now, name, session, output);
         }
-        if let Some((topic, text)) = delivery.reply.as_ref().zip(self.answers.get(&session)) {
-            let parts = FrameParts { topic, payload: text.as_bytes(), ..FrameParts::default() };
-            let message = Publish {
-                target: Target::Own,
-                frame: parts.encode(),
-                qos: 0,
-                packet_id: 0,
-                dup: false,
-                retain: false,
-                reply: None,
-            };
-            return self.apply(now, Event::Published { session, messages: vec![message] });
+    }
+
+    fn handle(&mut self, now: Duration, name: &str, session: SessionId, output: Output) {
+        let bytes = output.cost();
+        let client = self.clients.get_mut(name).expect("it has a session");
+        let answer = client.handle(&output);
+        self.out.extend(answer.acknowledged.map(Out::Acknowledged));
+        if let Some(tag) = answer.refused {
+            self.refused += 1;
+            self.out.push_back(Out::Refused(tag));
         }
-        self.out.push_back(Out::Delivered {
-            client,
-            payload: String::from_utf8_lossy(view.payload()).into_owned(),
-            origin: delivery.origin.to_string(),
-            qos: delivery.qos,
-        });
-        let ack = match delivery.qos {
-            1 => ClientAck::Ack(delivery.packet_id),
-            2 => ClientAck::Rec(delivery.packet_id),
-            _ => return,
-        };
-        self.apply(now, Event::Acked { session, acks: vec![ack] });
+        match output {
+            Output::Deliver(delivery) if delivery.no_responders => self.out.push_back(Out::NoResponders),
+            Output::Deliver(Delivery { reply: Some(topic), .. }) if self.answers.contains_key(&session) => {
+                let payload = self.answers[&session].as_bytes().to_vec();
+                let (to, topic) = (Target::Own, topic.to_string());
+                let tag = String::new();
+                let answer = Message { to, topic, tag, payload, qos: 0, retain: false, headers: false };
+                self.say(now, session, &answer);
+            }
+            Output::Deliver(delivery) if answer.effect => {
+                let view = codec::FrameView::parse(&delivery.frame).expect("the core delivers frames");
+                let at = delivery.position.as_ref().map(|position| At {
+                    stream: position.stream.to_string(),
+                    epoch: position.epoch,
+                    seq: position.seq,
+                    session: session.0,
+                    dup: delivery.dup,
+                });
+                self.out.push_back(Out::Delivered {
+                    client: name.to_owned(),
+                    payload: tag_of(view.payload()),
+                    origin: delivery.origin.to_string(),
+                    qos: delivery.qos,
+                    at,
+                });
+            }
+            Output::State(event) => self.out.push_back(Out::Watched(name.to_owned(), event)),
+            _ => {}
+        }
+        if let Some(held) = self.queued.get_mut(&session) {
+            *held -= bytes;
+        }
+        self.apply(now, Event::Sent { session, bytes });
+        if !answer.acks.is_empty() {
+            self.apply(now, Event::Acked { session, acks: answer.acks });
+        }
+        for sent in answer.again {
+            match sent.release() {
+                Some(release) => self.apply(now, Event::Acked { session, acks: vec![release] }),
+                None => {
+                    self.out.push_back(Out::Repeated(sent.message.tag.clone()));
+                    self.transmit(now, session, &sent.message, sent.packet_id, true);
+                }
+            }
+        }
     }
 
     fn session(&mut self) -> SessionId {
@@ -274,17 +388,23 @@ impl Host {
 
     /// Connects a client, unless it is.
     pub(crate) fn connect(&mut self, now: Duration, client: &str, front: Front, durable: bool) -> SessionId {
-        if let Some(session) = self.clients.get(client) {
-            return *session;
+        let held = self.clients.entry(client.to_owned()).or_default();
+        if let Some(session) = held.session {
+            return session;
+        }
+        held.durable = durable;
+        let fresh = std::mem::take(&mut held.fresh);
+        if fresh {
+            held.forget();
         }
         let session = self.session();
-        self.clients.insert(client.to_owned(), session);
+        self.clients.get_mut(client).expect("just added").session = Some(session);
         self.owners.insert(session, client.to_owned());
         let open = SessionOpen {
             session,
             front,
             client_id: if durable { client.into() } else { "".into() },
-            clean_start: !durable,
+            clean_start: !durable || fresh,
             expiry_s: if durable { u32::MAX } else { 0 },
             receive_max: 8,
             will: None,
@@ -294,8 +414,7 @@ impl Host {
     }
 
     pub(crate) fn disconnect(&mut self, now: Duration, client: &str) {
-        if let Some(session) = self.clients.remove(client) {
-            self.owners.remove(&session);
+        if let Some(session) = self.close(client) {
             self.apply(now, Event::SessionClosed { session, clean: false });
         }
     }
@@ -331,20 +450,44 @@ impl Host {
     /// Publishes `tag` as payload; its acknowledgement comes back as [`Out::Acknowledged`].
     pub(crate) fn publish(&mut self, now: Duration, session: SessionId, what: &Say<'_>) {
         let Say { to, topic, tag, qos, retain } = *what;
-        self.next_packet = self.next_packet.wrapping_add(1).max(1);
-        let packet_id = if qos == 0 { 0 } else { self.next_packet };
-        if qos > 0 {
-            self.awaiting.insert((session, packet_id), tag.to_owned());
-        }
-        let wall_us = at(now, self.started).wall_us;
-        let parts = FrameParts { topic, time_us: wall_us, payload: tag.as_bytes(), ..FrameParts::default() };
-        let message = Publish {
-            target: to.clone(),
-            frame: parts.encode(),
+        let message = Message {
+            to: to.clone(),
+            topic: topic.to_owned(),
+            tag: tag.to_owned(),
+            payload: tag.as_bytes().to_vec(),
             qos,
-            packet_id,
-            dup: false,
             retain,
+            headers: false,
+        };
+        self.say(now, session, &message);
+    }
+
+    /// As [`Self::publish`].
+    pub(crate) fn say(&mut self, now: Duration, session: SessionId, message: &Message) {
+        let owner = self.owners.get(&session).cloned();
+        let client = owner.and_then(|name| self.clients.get_mut(&name));
+        let packet_id = client.map_or(0, |client| client.send(message));
+        self.transmit(now, session, message, packet_id, false);
+    }
+
+    fn transmit(&mut self, now: Duration, session: SessionId, what: &Message, packet_id: u16, dup: bool) {
+        let at = self.at(now);
+        let headers = [(codec::frame::header::RETAIN, b"1".as_slice())];
+        let parts = FrameParts {
+            topic: &what.topic,
+            time_us: at.wall_us,
+            time_trusted: at.trusted,
+            payload: &what.payload,
+            headers: if what.headers { &headers } else { &[] },
+            ..FrameParts::default()
+        };
+        let message = Publish {
+            target: what.to.clone(),
+            frame: parts.encode(),
+            qos: what.qos,
+            packet_id,
+            dup,
+            retain: what.retain,
             reply: None,
         };
         self.apply(now, Event::Published { session, messages: vec![message] });
@@ -356,8 +499,9 @@ impl Host {
         session
     }
 
+    /// Watches a space as client `watch-<origin>/<space>`.
     pub(crate) fn watch(&mut self, now: Duration, origin: &str, space: &str) {
-        let session = self.connect(now, &format!("watch-{origin}"), Front::Internal, false);
+        let session = self.connect(now, &format!("watch-{origin}/{space}"), Front::Internal, false);
         self.command(
             now,
             Command::StateWatch {
@@ -385,9 +529,9 @@ impl Host {
     }
 }
 
-/// The time as a host sees it that started at `started`.
-fn at(now: Duration, started: Duration) -> Now {
+/// The time of a host that started at `started` and whose clock is off by so much.
+fn wall(now: Duration, started: Duration, off_s: i64, trusted: bool) -> Now {
     const BEGINNING_US: u64 = 1_790_000_000_000_000;
     let wall_us = BEGINNING_US + u64::try_from(now.as_micros()).expect("short runs");
-    Now { mono: now - started, wall_us, trusted: true }
+    Now { mono: now - started, wall_us: wall_us.saturating_add_signed(off_s * 1_000_000), trusted }
 }

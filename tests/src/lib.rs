@@ -15,5 +15,6 @@ pub mod octobus;
 pub mod process;
 pub mod procfs;
 pub mod relay;
+pub mod script;
 pub mod seed;
 pub mod stock;

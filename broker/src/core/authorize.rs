@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Sources that one peer may declare, for itself and for each name behind it.
-const SOURCES_MAX: usize = 256;
+pub(super) const SOURCES_MAX: usize = 256;
 /// Of everybody behind one relay.
 const SOURCES_BEHIND_MAX: usize = 16_384;
 

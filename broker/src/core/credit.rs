@@ -64,18 +64,23 @@ impl Core {
             return;
         }
         self.granted = window;
-        let outdated: Vec<SessionId> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.phase == Phase::Established && link.granted != window)
-            .filter(|(_, link)| link.features.contains(FEATURE_CREDIT))
-            .map(|(session, _)| *session)
-            .collect();
-        for session in outdated {
-            self.links.get_mut(&session).expect("listed").granted = window;
-            let ack = proto::Ack { sources: Vec::new(), window: Some(window) };
-            self.send_control(session, proto::control::Message::Ack(ack));
+        for session in self.links.keys().copied().collect::<Vec<_>>() {
+            self.grant_if_outdated(session);
         }
+    }
+
+    /// Tells a peer what it may send if that is not what it was told: it may have changed while the link was
+    /// not yet established.
+    pub(super) fn grant_if_outdated(&mut self, session: SessionId) {
+        let window = self.window();
+        let link = self.links.get_mut(&session).expect("a link of this core");
+        let told = link.phase != Phase::Established || !link.features.contains(FEATURE_CREDIT);
+        if told || link.granted == window {
+            return;
+        }
+        link.granted = window;
+        let ack = proto::Ack { sources: Vec::new(), window: Some(window) };
+        self.send_control(session, proto::control::Message::Ack(ack));
     }
 }
 

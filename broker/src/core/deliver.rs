@@ -239,9 +239,16 @@ impl Core {
             let held = &self.clients[&ix].inflight[&packet_id];
             let at = held.at;
             if held.released {
-                self.output(session, Output::Reply(Reply::PubRel(packet_id)));
+                // That it was received may still be on its way to the disk: a crash would deliver it anew.
+                self.ledger.after(Effect::Reply(session, Reply::PubRel(packet_id)));
             } else if let Some(delivery) = held.delivery.clone() {
-                self.output(session, Output::Deliver(Delivery { dup: true, ..delivery }));
+                // As at its first sending: a packet id of QoS 2 is on disk before the client sees it.
+                let output = Output::Deliver(Delivery { dup: true, ..delivery });
+                if held.qos == 2 && self.clients[&ix].is_durable() {
+                    self.ledger.after(Effect::Output(session, output));
+                } else {
+                    self.output(session, output);
+                }
             } else if let Some((log, seq)) = at {
                 self.read(log, seq, 1, Reading::Redelivery(ix, packet_id));
             } else {

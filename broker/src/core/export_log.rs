@@ -74,14 +74,23 @@ impl Core {
         let stored = self.marks.get(&(link.receiver().to_owned(), id)).copied();
         let mut export = LogExport { mark: stored, ..LogExport::default() };
         let log = &self.logs[&id];
-        let mut marks = link
+        let mut disowned = false;
+        let marks = link
             .peer_marks
             .iter()
             .filter(|mark| *mark.origin == *log.origin && *mark.stream == *log.stream && mark.epoch != 0);
         if owned {
-            match marks.next() {
-                None => Self::from_beginning(log, &mut export, true),
-                Some(mark) => Self::resume(log, &mut export, mark.clone()),
+            // The history of the receiver that goes furthest along this one.
+            let known = |epoch: u64| log.epochs.iter().position(|(_, held)| *held == epoch);
+            let all: Vec<&proto::LogMark> = marks.collect();
+            let known =
+                all.iter().filter_map(|mark| Some((known(mark.epoch)?, *mark))).max_by_key(|found| found.0);
+            match known {
+                None if all.is_empty() => Self::from_beginning(log, &mut export, true),
+                // It knows other histories only: older than this Log, or newer than a copy of it that came
+                // back, and then it may once have held others under the epochs that are known here.
+                None => disowned = true,
+                Some((range, mark)) => Self::resume(log, &mut export, range, mark.clone()),
             }
         } else {
             // One history of another broker's Log: its positions are what they are, even if the receiver
@@ -99,7 +108,8 @@ impl Core {
         if let Some(from) = checking {
             self.read(id, from, 1, Reading::Mark(session, id));
         } else if rolled_back {
-            self.change_epoch(session, id);
+            let from = if disowned { self.logs[&id].first } else { self.after_mark(session, id) };
+            self.change_epoch(session, id, from);
         }
         self.pump_links.insert(session);
     }
@@ -111,14 +121,9 @@ impl Core {
         export.epoch = if first && export.next <= 1 { log.epoch_at(export.next) } else { 0 };
     }
 
-    /// Decides where to go on for a receiver with this mark. `next` = 0: the histories differ.
-    fn resume(log: &Log, export: &mut LogExport, mark: proto::LogMark) {
-        let Some(range) = log.epochs.iter().position(|(_, epoch)| *epoch == mark.epoch) else {
-            // An epoch that this Log never had: the receiver's is an older history.
-            export.epoch = 0;
-            export.next = log.first;
-            return;
-        };
+    /// Decides where to go on for a receiver with this mark, which is of the epoch that stands at `range` in
+    /// the table. `next` = 0: the histories differ.
+    fn resume(log: &Log, export: &mut LogExport, range: usize, mark: proto::LogMark) {
         export.epoch = mark.epoch;
         if let Some((following, _)) = log.epochs.get(range + 1)
             && mark.mark >= *following
@@ -150,22 +155,28 @@ impl Core {
         let record =
             records.first().filter(|found| found.header.seq == mark.mark && found.header.kind == Kind::LOG);
         if record.is_some_and(|found| crc32c::crc32c(&found.body) != mark.crc) {
-            self.change_epoch(session, id);
+            let from = self.after_mark(session, id);
+            self.change_epoch(session, id, from);
         }
         self.pump_links.insert(session);
     }
 
+    /// What follows the receiver's last mark that this store remembers. A receiver that is new here may have
+    /// got what it holds by way of one that is not.
+    fn after_mark(&self, session: SessionId, id: LogId) -> u64 {
+        let log = &self.logs[&id];
+        let known = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark.mark).max();
+        let mine = self.links[&session].logs[&id].mark.as_ref().map(|mark| mark.mark);
+        let from = mine.or(known).map_or(log.first, |mark| mark.saturating_add(1));
+        from.clamp(log.first, log.durable_next)
+    }
+
     /// The receiver's history and this Log's cannot both be true: this store was rolled back, or cloned.
-    /// From the receiver's last mark that this store remembers, everything goes on under a new epoch.
-    fn change_epoch(&mut self, session: SessionId, id: LogId) {
+    /// From here on everything goes on under a new epoch.
+    fn change_epoch(&mut self, session: SessionId, id: LogId, from: u64) {
         let link = self.links.get_mut(&session).expect("an established link");
         let export = link.logs.get_mut(&id).expect("an export that was just begun");
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
-        // A receiver that is new here may have got what it holds by way of one that is not.
-        let known = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark.mark).max();
-        let known = export.mark.as_ref().map(|mark| mark.mark).or(known);
-        let from = known.map_or(log.first, |mark| mark.saturating_add(1));
-        let from = from.clamp(log.first, log.durable_next);
         log.epochs.retain(|(start, _)| *start < from);
         let epoch = rand::Rng::random(&mut self.rng);
         log.begin_epoch(&mut self.ledger, from, epoch);

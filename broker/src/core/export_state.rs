@@ -39,6 +39,7 @@ impl Core {
                     space: space.name.to_string(),
                     incarnation: space.at.0,
                     revision: space.durable.1,
+                    run: space.lineage.run(),
                 }
             })
             .collect()
@@ -48,14 +49,18 @@ impl Core {
         let space = &self.spaces[index];
         let link = &self.links[&session];
         let held = |at: &&proto::StatePosition| *at.origin == *space.origin && *at.space == *space.name;
-        let position =
-            link.peer_positions.iter().find(held).map_or((0, 0), |at| (at.incarnation, at.revision));
+        let held = link.peer_positions.iter().find(held);
+        let position = held.map_or((0, 0), |at| (at.incarnation, at.revision));
+        let run = held.map_or(0, |at| at.run);
         let owned = space.owned;
+        let same = position.0 == space.at.0 && position.1 > 0;
         // No honest receiver is ahead of the owner: this store was rolled back, or is a copy.
         let ahead = position > space.at;
         // It may hold what was deleted so long ago that no tombstone is left to tell it.
-        let behind = position.0 == space.at.0 && position.1 > 0 && position < space.horizon.pair;
-        if owned && (ahead || behind) {
+        let behind = same && position < space.horizon.pair;
+        // It may know revisions with other values. A receiver of the first version does not know the run.
+        let elsewhere = same && run != 0 && !space.lineage.covers(position.1, run);
+        if owned && (ahead || behind || elsewhere) {
             self.mint_above(position.0);
         }
         let space = &self.spaces[index];

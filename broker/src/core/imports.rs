@@ -55,6 +55,7 @@ impl Core {
                 space: space.name.to_string(),
                 incarnation: space.position().0,
                 revision: space.position().1,
+                run: space.lineage.run(),
             })
             .collect()
     }
@@ -81,6 +82,7 @@ impl Core {
                 self.import_part(session, number, space, &record);
             }
             (Import::State { space }, Kind::PUT | Kind::TOMBSTONE) => {
+                self.follow_run(session, space);
                 if !self.spaces[space].import(&mut self.ledger, &record) {
                     self.stats.link_duplicates_in += 1;
                 }
@@ -89,6 +91,7 @@ impl Core {
             (Import::State { space }, Kind::BARRIER) if !self.spaces[space].scoped => {
                 let pair = (record.header.epoch, record.header.seq);
                 let now = self.now;
+                self.follow_run(session, space);
                 self.spaces[space].barrier(&mut self.ledger, now, pair);
                 self.ledger.after(Effect::BarrierDurable { space, pair });
                 self.ledger.after(Effect::LinkAck { session, source: number });
@@ -101,6 +104,16 @@ impl Core {
             _ => {} // a kind of a newer peer
         }
         Ok(())
+    }
+
+    /// That the owner sends says that it has looked at the position that it was told.
+    fn follow_run(&mut self, session: SessionId, space: usize) {
+        let space = &mut self.spaces[space];
+        if let Some(run) =
+            self.links[&session].runs.get(&(Arc::clone(&space.origin), Arc::clone(&space.name)))
+        {
+            space.follow_run(&mut self.ledger, *run);
+        }
     }
 
     fn import_log(
@@ -152,6 +165,13 @@ impl Core {
         let log = &self.logs[&id];
         // An announcement stands for no record; it comes again by every path.
         if to < log.next {
+            let held = log.crc_at(to).filter(|held| *held != 0 && record.header.kind == Kind::LOG);
+            if record.header.epoch == log.epoch()
+                && held.is_some_and(|held| held != crc32c::crc32c(&record.body))
+            {
+                // What is held is not on disk yet, or it would have been compared at hello. It will be then.
+                return Err(format!("stream {stream}: seq {to} is held with other bytes: two histories"));
+            }
             self.stats.link_duplicates_in += 1;
             return Ok(id);
         }

@@ -32,6 +32,8 @@ pub(super) enum Effect {
     LinkAck { session: SessionId, source: LinkSource },
     /// A part of a space is durable up to this many records of the session.
     PartDurable { session: SessionId, source: LinkSource, count: u64, space: usize },
+    /// The peer of a new link may be told what is held of its Logs and spaces.
+    Greet(SessionId),
     /// The answer to a command.
     Respond(CommandId, Response),
 }

@@ -28,6 +28,7 @@ use super::{
     event::{CloseReason, LinkOpen, Origin, Output, Peer, Role, SessionId},
     export_scope::PartExport,
     forwards::Behind,
+    ledger::Effect,
     log::LogId,
     space::Pair,
 };
@@ -58,6 +59,8 @@ pub(super) enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     AwaitingHello,
+    /// Hello came; Welcome waits for the disk.
+    Greeting,
     AwaitingWelcome,
     Established,
     /// A refusal was sent; whatever still arrives is ignored.
@@ -99,6 +102,8 @@ pub(super) struct Link {
     pub(super) imports: BTreeMap<LinkSource, Import>,
     /// Records of sources that are parts of a space: received, and durable.
     pub(super) part_records: BTreeMap<LinkSource, (u64, u64)>,
+    /// The run of the owner of each space that the peer sends.
+    pub(super) runs: BTreeMap<(Origin, Arc<str>), u64>,
     /// Sources of the peer whose durable position it has not been told.
     pub(super) owed: BTreeSet<LinkSource>,
     /// Sources of the peer of which it was told to send no more for now.
@@ -107,6 +112,17 @@ pub(super) struct Link {
     /// What came before Welcome: classes overtake control, because each has a stream of its own.
     early: Vec<Record>,
     early_bytes: usize,
+    /// Hello or Welcome waits until what earlier sessions brought is durable.
+    greeting: Option<Greeting>,
+}
+
+/// What this side says first. It names positions, and they must be all that is held: what an earlier session
+/// brought and the disk does not have yet would be taken for what this one sends, even if the peer has
+/// another history since.
+#[derive(Debug)]
+enum Greeting {
+    Hello,
+    Welcome(Box<proto::Hello>),
 }
 
 /// A Log on its way to the peer.
@@ -218,11 +234,13 @@ impl Link {
             part: None,
             imports: BTreeMap::new(),
             part_records: BTreeMap::new(),
+            runs: BTreeMap::new(),
             owed: BTreeSet::new(),
             holding: BTreeSet::new(),
             pending: BTreeMap::new(),
             early: Vec::new(),
             early_bytes: 0,
+            greeting: None,
         }
     }
 
@@ -298,10 +316,39 @@ impl Core {
         if self.draining.is_some() {
             self.refuse(open.session, proto::RefusalReason::Overloaded, "this process is stopping", 1000);
         } else if open.dialler {
-            let hello = self.hello(open.session);
-            self.send_control(open.session, proto::control::Message::Hello(hello));
+            self.greet_once_durable(open.session, Greeting::Hello);
         } else if !self.config.is_hub() && !self.config.relay {
             self.refuse(open.session, proto::RefusalReason::NotAuthorized, "this node is no relay", 0);
+        }
+    }
+
+    fn greet_once_durable(&mut self, session: SessionId, greeting: Greeting) {
+        self.links.get_mut(&session).expect("a link to greet").greeting = Some(greeting);
+        if self.refusing {
+            // The disk may be full for long; a link is worth more than what this guards against.
+            self.greet(session);
+        } else {
+            self.ledger.after(Effect::Greet(session));
+        }
+    }
+
+    /// Says what was to be said first, unless the link is over by now.
+    pub(super) fn greet(&mut self, session: SessionId) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        match link.greeting.take().filter(|_| link.phase != Phase::Closing) {
+            Some(Greeting::Hello) => {
+                let hello = self.hello(session);
+                self.send_control(session, proto::control::Message::Hello(hello));
+            }
+            Some(Greeting::Welcome(hello)) => self.welcome(session, *hello),
+            None => {}
+        }
+    }
+
+    /// The store takes no writes: nobody knows when what is waited for will be durable.
+    pub(super) fn greet_all(&mut self) {
+        for session in self.links.keys().copied().collect::<Vec<_>>() {
+            self.greet(session);
         }
     }
 
@@ -427,7 +474,13 @@ impl Core {
             self.refuse_with(session, refusal);
             return Ok(());
         }
-        let behind = self.behind(&peer.name);
+        self.links.get_mut(&session).expect("the link that said hello").phase = Phase::Greeting;
+        self.greet_once_durable(session, Greeting::Welcome(Box::new(hello)));
+        Ok(())
+    }
+
+    fn welcome(&mut self, session: SessionId, hello: proto::Hello) {
+        let behind = self.behind(&self.links[&session].peer.name);
         let window = self.grant(session);
         let link = self.links.get_mut(&session).expect("the link that said hello");
         link.features = common(&hello.features);
@@ -448,8 +501,7 @@ impl Core {
             window: Some(window),
         };
         self.send_control(session, proto::control::Message::Welcome(welcome));
-        self.establish(session, hello.marks, hello.positions, hello.window);
-        Ok(())
+        self.establish(session, hello.marks, hello.positions, &hello.states, hello.window);
     }
 
     fn on_welcome(&mut self, session: SessionId, welcome: proto::Welcome) -> Result<(), String> {
@@ -463,7 +515,7 @@ impl Core {
         if link.features.contains(FEATURE_RELAY) {
             self.on_forwards(&welcome.forwards);
         }
-        self.establish(session, welcome.marks, welcome.positions, welcome.window);
+        self.establish(session, welcome.marks, welcome.positions, &welcome.states, welcome.window);
         let link = self.links.get_mut(&session).expect("just established");
         let early = std::mem::take(&mut link.early);
         if link.features.contains(FEATURE_RELAY) {
@@ -478,12 +530,17 @@ impl Core {
         session: SessionId,
         marks: Vec<proto::LogMark>,
         positions: Vec<proto::StatePosition>,
+        states: &[proto::StateOffer],
         window: Option<proto::Window>,
     ) {
         let link = self.links.get_mut(&session).expect("the link that said hello");
         link.phase = Phase::Established;
         link.peer_marks = marks;
         link.peer_positions = positions;
+        let run = |offer: &proto::StateOffer| {
+            ((offer.origin.as_str().into(), offer.space.as_str().into()), offer.run)
+        };
+        link.runs = states.iter().take(super::authorize::SOURCES_MAX).map(run).collect();
         if let Some(window) = window.filter(|_| link.features.contains(FEATURE_CREDIT)) {
             link.window = window;
         }
@@ -491,6 +548,7 @@ impl Core {
         self.add_missing_exports(session);
         self.pump_links.insert(session);
         self.grant_anew();
+        self.grant_if_outdated(session);
     }
 
     /// The peer refused this side: remembered as a condition, because somebody has to do something.

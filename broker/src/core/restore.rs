@@ -49,6 +49,7 @@ impl Core {
             watches: BTreeMap::new(),
             collecting: false,
             incarnation: 0,
+            run: 0,
             trie: Trie::default(),
             group_turn: 0,
             clients: BTreeMap::new(),
@@ -82,6 +83,7 @@ impl Core {
         core.restore_sources(&recovered);
         core.restore_incarnation(&recovered.locals);
         core.restore_forwards(&recovered.locals);
+        core.begin_runs(&recovered.locals);
         core.restore_clients(&recovered.locals);
         core.begin();
         core.settle();
@@ -183,6 +185,16 @@ impl Core {
                 let log = self.logs.get_mut(&id).expect("listed");
                 let from = log.next;
                 log.begin_epoch(&mut self.ledger, from, epoch);
+            }
+        }
+    }
+
+    fn begin_runs(&mut self, locals: &[LocalFact]) {
+        self.run = self.rng.random::<u64>().max(1);
+        for space in &mut self.spaces {
+            space.recover_lineage(locals);
+            if space.owned {
+                space.begin_run(&mut self.ledger, self.run);
             }
         }
     }

@@ -12,9 +12,11 @@
 //! |---|---|
 //! | `window` | the bounded list of recent changes |
 //! | `horizon` | which tombstones are no longer kept |
+//! | `lineage` | which process wrote which revisions |
 //! | `scope` | what concerns one receiver of a space that each sees only in part |
 
 mod horizon;
+mod lineage;
 pub(super) mod scope;
 mod window;
 
@@ -31,6 +33,7 @@ use codec::{Class, Flags, FrameView, Kind, Record, RecordHeader, frame::FramePar
 pub use self::window::WindowBounds;
 pub(super) use self::{
     horizon::{Forgettable, Horizon},
+    lineage::Lineage,
     window::{Change, Window},
 };
 use super::{
@@ -78,6 +81,7 @@ pub(super) struct Space {
     /// Durable tombstones in the order of their local revisions, with the time they were noted.
     tombstones: BTreeMap<u64, (Arc<str>, Duration)>,
     pub(super) horizon: Horizon,
+    pub(super) lineage: Lineage,
     /// The incarnation whose barrier is durable.
     complete_in: u64,
     /// Of a scoped space that this broker owns.
@@ -131,6 +135,7 @@ impl Space {
             changes: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             horizon: Horizon::default(),
+            lineage: Lineage::default(),
             complete_in: 0,
             scopes: scope::Scopes::default(),
             window: None,
@@ -355,6 +360,7 @@ impl Space {
         }
         self.horizon.listed = incarnation;
         self.write_horizon(ledger);
+        self.forget_runs(ledger);
         ledger.after(Effect::BarrierDurable { space: self.index, pair: self.at });
     }
 
@@ -411,9 +417,11 @@ impl Space {
         newer.map_or(self.seen, |(local, _)| local - 1)
     }
 
-    /// What this replica durably holds, as its owner wants to know it.
+    /// What this replica holds, as its owner wants to know it. Not only what is durable: while the disk is
+    /// full the two differ, and the owner must hear of all that its new history may contradict. It keeps
+    /// what a crash takes here.
     pub(super) fn position(&self) -> Pair {
-        if self.scoped { self.synced } else { self.durable }
+        if self.scoped { self.synced } else { self.at }
     }
 
     /// Live entries, tombstones, and bytes of frames and keys.
