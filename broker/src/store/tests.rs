@@ -77,8 +77,8 @@ struct Seen {
 impl Seen {
     fn count(&mut self, op: &Op) {
         match op {
-            Op::Rename(from, _) if from.ends_with("next.tmp") => self.opened += 1,
             Op::Rename(from, _) if from.ends_with("old.tmp") => self.rewritten += 1,
+            Op::Rename(_, to) if to.extension().is_some_and(|end| end == "seg") => self.opened += 1,
             Op::Remove(path) if path.extension().is_some_and(|end| end == "seg") => self.freed += 1,
             Op::Write(path, 0 | 4096, _) if path.ends_with("data.mdb") => self.checkpoints += 1,
             _ => {}
