@@ -264,6 +264,10 @@ impl Core {
         let Some(session) = client.session else { return };
         let Some(held) = client.inflight.get_mut(&packet_id) else { return };
         let Some((log, seq)) = held.at else { return };
+        if held.released {
+            // The client had it, and has said so in the meantime: sent now it would be another message.
+            return;
+        }
         let found =
             records.first().filter(|record| record.header.seq == seq && record.header.kind == Kind::LOG);
         let (Some(record), Some(log)) = (found, self.logs.get(&log)) else {
