@@ -1,6 +1,6 @@
 //! What can be typed. The help texts teach: each command says what it is for and shows it.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -294,7 +294,7 @@ pub(crate) struct TokenArgs {
     pub(crate) replace: bool,
     /// Good for this long, for example 1h
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
-    pub(crate) ttl: Option<std::time::Duration>,
+    pub(crate) ttl: Option<Duration>,
     /// How to print: text is the token alone
     #[arg(short, long, value_enum, default_value_t = Rows::Text)]
     pub(crate) output: Rows,
@@ -409,8 +409,15 @@ pub(crate) struct LogArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) stream: Option<String>,
     /// Begin at this record; with its epoch, refuse if the stream stands in another one there
-    #[arg(long, value_name = "[EPOCH:]SEQ", requires = "stream")]
+    #[arg(long, alias = "from-seq", value_name = "[EPOCH:]SEQ", requires = "stream")]
     pub(crate) from: Option<ops::api::Start>,
+    /// Begin at this time, RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = ops::api::parse_time, conflicts_with = "from")]
+    pub(crate) from_time: Option<u64>,
+    /// Begin this long ago, for example 10m
+    #[arg(long, value_name = "DURATION", value_parser = units::duration,
+        conflicts_with_all = ["from", "from_time"])]
+    pub(crate) since: Option<Duration>,
     /// Go on with what comes
     #[arg(long, requires = "stream", conflicts_with = "data")]
     pub(crate) follow: bool,

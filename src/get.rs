@@ -93,12 +93,26 @@ async fn sessions(client: &Client, args: &GetArgs) -> Outcome {
 async fn streams(client: &Client, args: &GetArgs) -> Outcome {
     let query: Vec<(&str, &str)> = args.node.iter().map(|node| ("node", node.as_str())).collect();
     let rows: Vec<LogRow> = client.get("/v1/logs", &query).await?;
-    let heading = ["NODE", "STREAM", "CLASS", "FIRST", "NEXT", "BYTES", "EPOCH"];
+    let heading =
+        ["NODE", "STREAM", "CLASS", "FIRST", "NEXT", "RECORDS", "BYTES", "QUOTA", "FULL-IN", "EPOCH"];
     print(args.output, &rows, &heading, |row| {
-        let node = tier(&row.node);
-        let (first, next) = (row.first.to_string(), row.next.to_string());
-        vec![node, row.stream.clone(), row.class.clone(), first, next, human(row.bytes), row.epoch.clone()]
+        let (node, stream, class) = (tier(&row.node), row.stream.clone(), row.class.clone());
+        let (first, next, records) = (row.first.to_string(), row.next.to_string(), row.records.to_string());
+        let full = row.seconds_to_full.map_or_else(|| "-".to_owned(), time_left);
+        let (bytes, quota) = (human(row.bytes), human(row.max_bytes));
+        vec![node, stream, class, first, next, records, bytes, quota, full, row.epoch.clone()]
     })
+}
+
+/// A time in its two greatest units.
+fn time_left(seconds: u64) -> String {
+    match seconds {
+        0 => "now".to_owned(),
+        1..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{}m", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
 }
 
 async fn conditions(client: &Client, args: &GetArgs) -> Outcome {

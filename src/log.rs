@@ -6,7 +6,7 @@ use broker::{
     event::ReadRequest,
     store::{Recovered, SourceKind, Store as _, StoreEvent, lmdb},
 };
-use codec::{Filter, Record};
+use codec::{Filter, FrameView, Kind, Record, proto};
 use ops::api::{self, Entry, Start};
 
 use crate::{
@@ -30,7 +30,8 @@ async fn from_process(args: &LogArgs, socket: &Path) -> Outcome {
         Some(epoch) => format!("{epoch:016x}:{}", from.seq),
         None => from.seq.to_string(),
     });
-    let optional = [("stream", &args.stream), ("topic", &args.topic), ("from", &from)];
+    let time = begins_at(args).map(api::rfc3339);
+    let optional = [("stream", &args.stream), ("topic", &args.topic), ("from", &from), ("time", &time)];
     let mut query = vec![("node", args.node.as_str())];
     query.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value.as_deref()?))));
     if args.follow {
@@ -45,6 +46,14 @@ async fn from_process(args: &LogArgs, socket: &Path) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Microseconds since 1970 from which on records are wanted.
+fn begins_at(args: &LogArgs) -> Option<u64> {
+    let ago = args.since.map(|since| {
+        broker::clock::wall_us().saturating_sub(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    });
+    args.from_time.or(ago)
 }
 
 /// Opens the store as a process does: it takes the folder's lock, and replays the journal.
@@ -79,6 +88,8 @@ struct Log {
     first: u64,
     last: u64,
     epoch: u64,
+    /// What policy removed below `first`.
+    removed: Vec<api::Gap>,
 }
 
 /// The Logs that were asked for, by name of their stream.
@@ -92,11 +103,36 @@ fn logs(recovered: &Recovered, args: &LogArgs) -> Vec<Log> {
     for source in recovered.sources.iter().filter(wanted) {
         if let Some(log) = recovered.logs.iter().find(|log| log.source == source.number) {
             let (first, last, epoch) = (log.first, log.last, log.last_epoch);
-            logs.push(Log { source: source.number, stream: Arc::clone(&source.name), first, last, epoch });
+            let removed = removed(recovered, source.number);
+            logs.push(Log {
+                source: source.number,
+                stream: Arc::clone(&source.name),
+                first,
+                last,
+                epoch,
+                removed,
+            });
         }
     }
     logs.sort_by(|a, b| a.stream.cmp(&b.stream));
     logs
+}
+
+/// What a Log's table says of the records that are not there any more.
+fn removed(recovered: &Recovered, source: u32) -> Vec<api::Gap> {
+    let fact =
+        |fact: &&broker::store::LocalFact| fact.kind == Kind::TABLE && *fact.key == source.to_be_bytes();
+    let table = recovered.locals.iter().find(fact);
+    let table =
+        table.and_then(|fact| codec::decode::<proto::LogTable>(fact.value.clone()).ok()).unwrap_or_default();
+    let mut from = table.epochs.first().map_or(1, |range| range.from);
+    let mut gaps = Vec::new();
+    for run in table.removed.iter().filter(|run| run.to < table.first) {
+        let count = (run.to + 1).saturating_sub(from);
+        gaps.push(api::Gap { from, to: run.to, count, reason: api::reason(run.reason()).to_owned() });
+        from = run.to + 1;
+    }
+    gaps
 }
 
 struct Reader {
@@ -108,13 +144,24 @@ impl Reader {
     async fn print(&mut self, log: &Log, args: &LogArgs, topic: Option<&Filter>) -> Outcome {
         let mut from = args.from.map_or(log.first, |from| from.seq);
         let mut begun = false;
+        let since = begins_at(args);
+        if args.from.is_none() && since.is_none() {
+            for gap in &log.removed {
+                let (node, stream, seq) = (args.node.clone(), log.stream.to_string(), gap.to);
+                let epoch = format!("{:016x}", log.epoch);
+                print(
+                    &Entry::Gap(api::GapEntry { gap: gap.clone(), node, stream, epoch, seq }),
+                    args.output,
+                )?;
+            }
+        }
         while from <= log.last {
             let records = self.page(log.source, from).await?;
             if !begun {
                 check_epoch(log, &records, args.from)?;
                 begun = true;
             }
-            for record in &records {
+            for record in records.iter().filter(|record| !is_older(record, since)) {
                 let Some(entry) = Entry::of(record, &args.node, &log.stream) else { continue };
                 let shown = match (topic, entry.topic()) {
                     (Some(filter), Some(topic)) => filter.matches(topic, true),
@@ -145,6 +192,11 @@ impl Reader {
             }
         }
     }
+}
+
+fn is_older(record: &Record, since: Option<u64>) -> bool {
+    let time_us = || FrameView::parse(&record.body).map_or(u64::MAX, |view| view.time_us());
+    record.header.kind == Kind::LOG && since.is_some_and(|since| time_us() < since)
 }
 
 /// A reader that continues in another epoch than it read before would take other records for its own.

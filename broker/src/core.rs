@@ -12,6 +12,8 @@
 //! | `client`, `session`, `deliver` | client sessions, their life, their cursors |
 //! | `log`, `space` | the two durable primitives |
 //! | `watch`, `collect` | who is told of changes of State; which tombstones go |
+//! | `policy`, `retention`, `thin`, `forecast` | what is kept of a Log, and how long it will do |
+//! | `replay`, `dead_letter` | reading a Log from anywhere; records that nobody can take |
 //! | `link` | the session with another broker |
 //! | `claims`, `forwards`, `authorize` | who holds a node's name, whom a relay speaks for, who may send what |
 //! | `exports`, `export_log`, `export_state`, `imports`, `credit` | what flows over it, and how much at a time |
@@ -26,6 +28,7 @@ mod client;
 mod collect;
 mod command;
 mod credit;
+mod dead_letter;
 mod deliver;
 pub mod event;
 mod export_log;
@@ -34,15 +37,19 @@ mod export_state;
 mod exports;
 #[cfg(test)]
 mod fleet_tests;
+mod forecast;
 mod forwards;
 mod import_scope;
 mod imports;
 mod ledger;
 mod link;
 mod log;
+mod policy;
 mod publish;
+mod replay;
 mod request;
 mod restore;
+mod retention;
 mod session;
 mod space;
 #[cfg(test)]
@@ -50,6 +57,7 @@ mod state_tests;
 mod stats;
 #[cfg(test)]
 mod test_host;
+mod thin;
 mod trie;
 mod watch;
 
@@ -78,6 +86,8 @@ use self::{
     watch::{Watch, WatchId},
 };
 pub use self::{
+    dead_letter::STREAM as DEAD_LETTER_STREAM,
+    policy::{ACKED_MIN, Full, Policy},
     space::WindowBounds,
     stats::{DropReason, Latencies, Stats},
 };
@@ -131,8 +141,8 @@ pub struct StreamConfig {
     pub filters: Vec<Filter>,
     /// Class of all its records.
     pub class: Class,
-    /// Quota; the oldest records are dropped beyond it.
-    pub bytes_max: u64,
+    /// What is kept of it.
+    pub policy: Policy,
 }
 
 /// What goes over links in one direction, within what the peer's certificate permits.
@@ -184,7 +194,7 @@ impl Config {
                 name: "default".into(),
                 filters: Vec::new(),
                 class: Class::Event,
-                bytes_max: 64 << 20,
+                policy: Policy::of_class(Class::Event, 64 << 20),
             },
             exports: Exchange::everything(),
             imports: Exchange::everything(),
@@ -202,7 +212,7 @@ impl Config {
         let mut config = Self::node(replica, instance, seed);
         config.role = event::Role::Hub;
         config.tier = tier.into();
-        config.default_stream.bytes_max = 1 << 30;
+        config.default_stream.policy.bytes_max = 1 << 30;
         config
     }
 
@@ -227,8 +237,14 @@ enum Reading {
     Export(SessionId, LogId),
     /// The crc at a receiver's mark.
     Mark(SessionId, LogId),
-    /// A `LogRead` command.
-    Command(CommandId, LogId),
+    /// A `LogRead` command, with the gaps that stand in front of what is read.
+    Command(CommandId, LogId, Vec<Record>),
+    /// A `LogSeek` command.
+    Seek(CommandId, LogId, Box<replay::Seek>),
+    /// The oldest records, for age and count.
+    Front(LogId),
+    /// A page to be thinned at this level.
+    Thin(LogId, usize),
 }
 
 /// What is due at a time.
@@ -246,6 +262,10 @@ enum Timer {
     Requests,
     /// A condition ends unless it was renewed.
     Condition(&'static str, String, u64),
+    /// Records of a Log may have become too old.
+    Age(LogId),
+    /// Acknowledged records of a Log have been kept long enough.
+    FreeAcknowledged(LogId),
 }
 
 /// The broker's state. See the module's documentation.
@@ -303,6 +323,8 @@ pub struct Core {
     next_read: ReadId,
     timers: BinaryHeap<std::cmp::Reverse<(Duration, Timer)>>,
     cursors_due: bool,
+    /// Logs whose marks or cursors were written.
+    acknowledgements_moved: BTreeSet<LogId>,
     /// Clients and Logs whose cursors may have something to deliver.
     pump_clients: BTreeSet<(ClientIx, LogId)>,
     pump_links: BTreeSet<SessionId>,
@@ -422,6 +444,7 @@ impl Core {
                     self.on_part_acknowledgeable(session, source, count, space);
                 }
                 Effect::Greet(session) => self.greet(session),
+                Effect::Thinned { log } => self.on_thinned(log),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
             }
         }
@@ -467,7 +490,10 @@ impl Core {
             Reading::Redelivery(client, packet_id) => self.on_redelivery_read(client, packet_id, &records),
             Reading::Export(session, log) => self.on_export_read(session, log, &records),
             Reading::Mark(session, log) => self.on_mark_read(session, log, &records),
-            Reading::Command(id, log) => self.on_command_read(id, log, records),
+            Reading::Command(id, log, gaps) => self.on_command_read(id, log, gaps, records),
+            Reading::Seek(id, log, seek) => self.on_seek_read(id, log, *seek, &records),
+            Reading::Front(log) => self.on_front_read(log, &records),
+            Reading::Thin(log, level) => self.on_thin_read(log, level, &records),
         }
     }
 
@@ -494,6 +520,8 @@ impl Core {
                 Timer::Will(client, visits) => self.on_will_due(client, visits),
                 Timer::Tombstones => self.collect_tombstones(),
                 Timer::Requests => self.forget_requests(),
+                Timer::Age(log) => self.on_age_due(log),
+                Timer::FreeAcknowledged(log) => self.on_free_acknowledged(log),
                 Timer::Condition(kind, subject, since_us) => {
                     let key = (kind, subject);
                     if self.conditions.get(&key).is_some_and(|held| held.since_us <= since_us) {
@@ -583,9 +611,7 @@ impl Core {
         epoch: Option<u64>,
     ) -> LogId {
         let source = self.declare(origin, SourceKind::Log, stream, class);
-        let policy = self.config.streams.iter().find(|policy| policy.name == *stream);
-        let bytes_max = policy.unwrap_or(&self.config.default_stream).bytes_max;
-        let mut log = Log::new(&source, bytes_max, first);
+        let mut log = Log::new(&source, self.policy_of(&source), first);
         let epoch = epoch.unwrap_or_else(|| self.rng.random());
         log.begin_epoch(&mut self.ledger, first, epoch);
         let name = (Arc::clone(origin), Arc::clone(stream));
@@ -597,6 +623,18 @@ impl Core {
         self.exports_changed();
         self.join_new_log(source.number);
         source.number
+    }
+
+    /// The policy of a Log, by the name of its stream.
+    fn policy_of(&self, source: &Source) -> Policy {
+        if &*source.name == dead_letter::STREAM {
+            return dead_letter::policy();
+        }
+        let declared = self.config.streams.iter().find(|stream| stream.name == source.name);
+        let policy = declared.unwrap_or(&self.config.default_stream).policy.clone();
+        let is_down = source.origin.is_empty() && source.name.starts_with("down/");
+        let published_here = source.origin == self.own || (is_down && self.config.is_hub());
+        policy.for_log(source.class, published_here)
     }
 
     /// A space of State; owned if this broker is its origin.

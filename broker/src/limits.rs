@@ -75,6 +75,8 @@ pub const WATCHES_MAX: usize = 64;
 pub const CURSOR_ACKED_MAX: usize = 4096;
 /// Requests forwarded to a node and not yet answered.
 pub const REQUESTS_MAX: usize = 65_536;
+/// Records that nobody can take, kept for people to look at.
+pub const DEAD_LETTER_BYTES: u64 = 16 << 20;
 /// Recent records of one Log kept in memory for readers at its end.
 pub const LOG_TAIL_BYTES: usize = 1 << 20;
 

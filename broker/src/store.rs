@@ -9,12 +9,14 @@ mod files;
 pub mod journal;
 pub mod lmdb;
 pub mod mem;
+mod stretches;
 
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use codec::{Class, Kind, Record};
 
+pub use self::stretches::{Extent, Stretches};
 use crate::core::event::{Group, Lsn, Origin, ReadId, ReadRequest};
 
 /// Where groups become durable.
@@ -113,13 +115,9 @@ pub struct LogRecovery {
     pub last_epoch: u64,
     /// crc32c of the last record's frame; 0 if it is a gap.
     pub last_crc: u32,
-    /// (first seq of a stretch, bytes of records in it), ascending, each (but the last) of 64 KiB or
-    /// more: for retention.
-    pub stretches: Vec<(u64, u64)>,
+    /// What is there, for retention. A store may know bytes as estimates where the middle of a Log was cut.
+    pub kept: Stretches,
 }
-
-/// A stretch in [`LogRecovery::stretches`] is closed once it has this many bytes.
-const STRETCH_BYTES: u64 = 64 << 10;
 
 /// A keyed fact of this store: a cursor, a client session, a mark, a table.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -293,14 +293,9 @@ fn auth(config: &Config) -> Result<Auth, StartError> {
 fn core_config(config: &Config, name: &str, instance: &Instance, seed: u64) -> core::Config {
     let mut core = core::Config::node(name, instance.id, seed);
     core.mint = instance.minted;
-    let streams = config.streams.iter().map(|stream| core::StreamConfig {
-        name: Arc::clone(&stream.name),
-        filters: stream.filters.clone(),
-        class: stream.class,
-        bytes_max: stream.max_bytes,
-    });
-    core.streams = streams.collect();
-    if let Some(default) = core.streams.pop() {
+    let (streams, default) = ops::config::streams::for_core(&config.streams);
+    core.streams = streams;
+    if let Some(default) = default {
         core.default_stream = default;
     }
     core.exports = config.export.policy();

@@ -780,7 +780,7 @@ fn a_wiped_relay_gets_again_what_the_hub_already_has_and_sends_only_what_is_new(
 fn a_full_relay_makes_its_node_wait_and_drops_nothing() {
     let mut fleet = Fleet::new();
     let mut config = relay("gw-1", 1);
-    config.default_stream.bytes_max = 4_000;
+    config.default_stream.policy.bytes_max = 4_000;
     fleet.add("gw-1", config);
     fleet.link("gw-1", "hub");
     fleet.link("pump-1", "gw-1");

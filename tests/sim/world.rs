@@ -7,7 +7,7 @@ use std::{
 };
 
 use broker::core::{
-    Config, StreamConfig,
+    Config, Policy, StreamConfig,
     event::{
         Command, Event, Expect, Front, OriginFilter, Peer, Response, Role, SessionId, StateChange, StateOp,
         Target,
@@ -253,7 +253,7 @@ impl World {
                 host.crash(now);
             }),
             What::Quota { bytes, .. } => self.restart(who, |host, now| {
-                host.config.default_stream.bytes_max = bytes;
+                host.config.default_stream.policy.bytes_max = bytes;
                 host.crash(now);
             }),
             What::Watch { .. } => {}
@@ -735,6 +735,6 @@ fn alarms() -> StreamConfig {
         name: "alarms".into(),
         filters: vec![Filter::parse("alarm/#").expect("a valid filter")],
         class: Class::Alarm,
-        bytes_max: 64 << 20,
+        policy: Policy::of_class(Class::Alarm, 64 << 20),
     }
 }

@@ -136,7 +136,11 @@ impl Client {
     pub(super) fn has_window(&self, log: LogId, bytes: usize) -> bool {
         let few = self.inflight.len() < usize::from(self.receive_max);
         let small = self.inflight.is_empty() || self.inflight_bytes + bytes <= limits::CLIENT_QUEUE_BYTES;
-        let sparse = self.cursors.get(&log).is_none_or(|at| at.acked.len() < limits::CURSOR_ACKED_MAX);
+        // What is in flight may all be acknowledged before the oldest. With nothing in flight the next delivery is
+        // the oldest itself, which lets go of what was acknowledged behind it: after a restart at the bound
+        // there is no other way on.
+        let apart = self.cursors.get(&log).map_or(0, |at| at.acked.len()) + self.inflight.len();
+        let sparse = self.inflight.is_empty() || apart < limits::CURSOR_ACKED_MAX;
         self.session.is_some() && !self.closing && few && small && sparse
     }
 
@@ -197,6 +201,14 @@ impl Client {
         let low = oldest.unwrap_or(next).min(next) - 1;
         cursor.acked = cursor.acked.split_off(&(low + 1));
         low
+    }
+
+    /// As [`Self::low_of`], for whoever only asks; `None` if this client does not read the Log.
+    pub(super) fn lowest(&self, log: LogId, durable_next: u64) -> Option<u64> {
+        let next = self.cursors.get(&log)?.next.unwrap_or(durable_next);
+        let held = self.inflight.values().filter_map(|held| held.at.filter(|(at, _)| *at == log));
+        let oldest = held.map(|(_, seq)| seq).min();
+        Some(oldest.unwrap_or(next).min(next) - 1)
     }
 
     /// Writes the cursor of a durable session.

@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use codec::Record;
-
 use super::{
-    Core, Party, Reading,
+    Core, Party,
     event::{
         CloseReason, Command, CommandId, LogInfo, Origin, Output, Response, SessionInfo, StateChange, StateOp,
     },
@@ -15,6 +13,10 @@ use super::{
     space::{BARRIER, scope},
 };
 use crate::limits;
+
+fn no_stream(origin: &Origin, stream: &str) -> Response {
+    Response::Refused(format!("no stream {stream} of {origin:?}"))
+}
 
 impl Core {
     pub(super) fn on_command(&mut self, command: Command, id: CommandId) {
@@ -41,13 +43,16 @@ impl Core {
             Command::StateWatch { .. } => self.on_state_watch(command),
             Command::LogList { origin } => Response::Logs(self.list_logs(origin.as_ref())),
             Command::LogRead { origin, stream, epoch, from, bytes_max } => {
-                return match self.history(&origin, &stream, epoch) {
-                    Some(log) => self.read_log(log, from, bytes_max, id),
-                    None => {
-                        let response = Response::Refused(format!("no stream {stream} of {origin:?}"));
-                        self.out.push(super::Action::Respond { id, response });
-                    }
-                };
+                match self.history(&origin, &stream, epoch) {
+                    Some(log) => return self.read_log(log, from, bytes_max, id),
+                    None => no_stream(&origin, &stream),
+                }
+            }
+            Command::LogSeek { origin, stream, epoch, time_us } => {
+                match self.history(&origin, &stream, epoch) {
+                    Some(log) => return self.seek_log(log, time_us, id),
+                    None => no_stream(&origin, &stream),
+                }
             }
             Command::Stats => Response::Stats(Box::new(self.stats_now())),
             Command::Sessions => Response::Sessions(self.list_sessions()),
@@ -124,7 +129,11 @@ impl Core {
                 epoch: log.epoch(),
                 first: log.first,
                 next: log.durable_next,
-                bytes: log.bytes,
+                begin: log.begin(),
+                bytes: log.kept.bytes(),
+                records: log.kept.records(),
+                bytes_max: log.policy.bytes_max,
+                seconds_to_full: self.seconds_to_full(log),
             })
             .collect()
     }
@@ -138,31 +147,6 @@ impl Core {
             named && log.epochs.iter().any(|(_, held)| *held == epoch)
         };
         self.logs.values().find(had).map(|log| log.id)
-    }
-
-    fn read_log(&mut self, log: LogId, from: u64, bytes_max: usize, id: CommandId) {
-        let log = &self.logs[&log];
-        let from = from.max(log.first);
-        if from >= log.durable_next {
-            let response = Response::Records { records: Vec::new(), next: log.durable_next };
-            return self.out.push(super::Action::Respond { id, response });
-        }
-        let source = log.id;
-        self.read(source, from, bytes_max, Reading::Command(id, source));
-    }
-
-    /// Records that a command asked for. Their epoch is what the Log's table says now: a Log that disowned
-    /// a part of its history did not rewrite the records.
-    pub(super) fn on_command_read(&mut self, id: CommandId, log: LogId, mut records: Vec<Record>) {
-        let next = records.last().map_or(0, |record| record.header.seq + 1);
-        if let Some(log) = self.logs.get(&log) {
-            for record in &mut records {
-                // The announcement of a history stands before its first record, and names it already.
-                let from = log.epochs.first().map_or(0, |(from, _)| *from);
-                record.header.epoch = log.epoch_at(record.header.seq.max(from));
-            }
-        }
-        self.out.push(super::Action::Respond { id, response: Response::Records { records, next } });
     }
 
     fn list_sessions(&self) -> Vec<SessionInfo> {
@@ -211,9 +195,14 @@ impl Core {
         let links: usize = self.links.values().map(|link| link.queued).sum();
         stats.queue_bytes = (clients + links) as u64;
         stats.logs = self.logs.len() as u64;
-        stats.log_bytes = self.logs.values().map(|log| log.bytes).sum();
+        stats.log_bytes = self.logs.values().map(|log| log.kept.bytes()).sum();
         let above = |log: &&Log| !self.config.is_hub() && !log.origin.is_empty();
         for log in self.logs.values().filter(above) {
+            if let Some(seconds) =
+                self.seconds_to_full(log).filter(|_| log.origin == self.own && !log.retired)
+            {
+                stats.seconds_to_full.insert(Arc::clone(&log.stream), seconds);
+            }
             let acknowledged = self.passed_upto(log.id).max(log.first.saturating_sub(1));
             stats.log_unacknowledged += (log.durable_next - 1).saturating_sub(acknowledged);
             let oldest =

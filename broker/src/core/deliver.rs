@@ -197,7 +197,8 @@ impl Core {
             self.cursor_mut(ix, id).next = Some(seq + 1);
             return true;
         };
-        if self.has_expired(&view, 0) {
+        let ttl = self.logs.get(&id).and_then(|log| log.policy.ttl).unwrap_or_default();
+        if self.has_expired(&view, ttl) {
             self.stats.drop(DropReason::Expired);
             self.cursor_mut(ix, id).next = Some(seq + 1);
             return true;
@@ -313,7 +314,7 @@ impl Core {
             .collect();
         for (flags, frame) in found {
             let Ok(view) = FrameView::parse(&frame) else { continue };
-            if self.has_expired(&view, 0) {
+            if self.has_expired(&view, std::time::Duration::ZERO) {
                 continue;
             }
             let published =

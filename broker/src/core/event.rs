@@ -449,6 +449,8 @@ pub enum Command {
     LogList { origin: Option<Origin> },
     /// Read a Log: the history that had this epoch, or the current one.
     LogRead { origin: Origin, stream: Arc<str>, epoch: Option<u64>, from: u64, bytes_max: usize },
+    /// Find the seq from which on to read a Log for what happened from this time on (its frames' time).
+    LogSeek { origin: Origin, stream: Arc<str>, epoch: Option<u64>, time_us: u64 },
     /// Counters, gauges, sessions.
     Stats,
     /// Connected clients and links.
@@ -518,6 +520,8 @@ pub enum Response {
     Logs(Vec<LogInfo>),
     /// LogRead: records and gap records in order; `next` is where to read on.
     Records { records: Vec<Record>, next: u64 },
+    /// LogSeek: the seq; where the Log ends if nothing is that young.
+    Place(u64),
     /// Stats.
     Stats(Box<super::Stats>),
     /// Sessions.
@@ -603,8 +607,17 @@ pub struct LogInfo {
     pub first: u64,
     /// Seq of the next append.
     pub next: u64,
-    /// Bytes kept.
+    /// Seq where its history begins; what policy removed since is told as gaps.
+    pub begin: u64,
+    /// Bytes kept, gaps included.
     pub bytes: u64,
+    /// Records kept.
+    pub records: u64,
+    /// Quota, bytes.
+    pub bytes_max: u64,
+    /// Seconds until its policy must refuse, thin or drop what has not arrived, at the rate it fills now;
+    /// `None` if that is not to be expected.
+    pub seconds_to_full: Option<u64>,
 }
 
 /// A session as others see it.

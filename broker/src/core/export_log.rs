@@ -54,6 +54,13 @@ impl Core {
         self.logs[&id].origin == self.own
     }
 
+    /// Whether what is published here into this Log is for a receiver.
+    pub(super) fn is_exported(&self, log: &Log) -> bool {
+        let down = log.down_to().is_some() && log.origin.is_empty();
+        let own = if self.config.is_hub() { down } else { log.origin == self.own };
+        own && !log.retired && self.config.exports.has_stream(&log.stream)
+    }
+
     pub(super) fn log_offers(&self, link: &Link) -> Vec<proto::LogOffer> {
         self.exported_logs(link)
             .iter()
@@ -117,7 +124,7 @@ impl Core {
     /// The receiver has nothing of this history: from its beginning, what policy removed as a gap. Unless it
     /// is the first that the receiver gets of the stream, it is announced.
     fn from_beginning(log: &Log, export: &mut LogExport, first: bool) {
-        export.next = log.epochs.first().map_or(1, |(from, _)| *from).min(log.first);
+        export.next = log.begin();
         export.epoch = if first && export.next <= 1 { log.epoch_at(export.next) } else { 0 };
     }
 
@@ -209,8 +216,9 @@ impl Core {
                 continue;
             }
             if export.next < log.first {
-                let gap = log::gap(log, export.next, log.first - 1, proto::GapReason::DropOldest);
-                Self::send_log_record(link, log, gap);
+                for gap in log.front_gaps(export.next) {
+                    Self::send_log_record(link, log, gap);
+                }
                 continue;
             }
             let Some(record) = log.in_tail(export.next).cloned() else {
@@ -260,6 +268,9 @@ impl Core {
             if seq < export.next {
                 continue;
             }
+            if export.next < log.first {
+                break; // policy removed it meanwhile, and says so from here on
+            }
             let (from, _) = log::range_of(record);
             if from > export.next {
                 let hole = log::gap(log, export.next, from - 1, proto::GapReason::Corruption);
@@ -276,7 +287,10 @@ impl Core {
         let down = log.origin.is_empty();
         if record.header.kind == Kind::LOG
             && let Ok(view) = FrameView::parse(&record.body)
-            && self.has_expired(&view, if down { self.config.down_ttl.as_secs() } else { 0 })
+            && self.has_expired(
+                &view,
+                if down { self.config.down_ttl } else { log.policy.ttl.unwrap_or_default() },
+            )
         {
             let seq = record.header.seq;
             record = log::gap(log, seq, seq, proto::GapReason::Expired);
@@ -295,6 +309,8 @@ impl Core {
             number = link.declare(&log.origin, SourceKind::Log, &log.stream, log.class);
         }
         let export = link.logs.get_mut(&log.id).expect("looked at it");
+        // A gap that thinning made wider must not cover what the receiver holds already.
+        record = log::gap_from(record, export.next);
         export.number = number;
         export.next = record.header.seq + 1;
         export.in_flight.sent(record.header.seq, record.wire_len());

@@ -120,7 +120,11 @@ impl Core {
                 if at.seq >= export.next || at.epoch == 0 {
                     continue; // it acknowledges what was never sent, or holds back what it has nothing of
                 }
-                freed += export.in_flight.acknowledged(&at.seq);
+                let bytes = export.in_flight.acknowledged(&at.seq);
+                freed += bytes;
+                if let Some(log) = self.logs.get_mut(id) {
+                    log.forecast.acknowledged.add(self.now.mono, bytes as u64);
+                }
                 export.mark = Some(proto::Mark { epoch: at.epoch, mark: at.seq, crc: at.crc });
                 export.mark_is_new = true;
                 moved.push(*id);
@@ -161,6 +165,7 @@ impl Core {
             let value = codec::encode(mark);
             self.ledger.write_local(Kind::MARK, mark_key(link.receiver(), *id), Some(value));
             self.marks.insert((link.receiver().to_owned(), *id), *mark);
+            self.acknowledgements_moved.insert(*id);
         }
         for (index, export) in link.spaces.iter().filter(|(_, export)| export.mark_is_new) {
             // Of a space: up to where its receiver needs no tombstones.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use codec::{Class, Flags, FrameView, Kind, Record, proto};
 
 use super::{
-    Core, DropReason,
+    Core, DropReason, dead_letter,
     event::{Origin, SessionId},
     ledger::Effect,
     link::{Import, Link, LinkSource, Side},
@@ -126,7 +126,6 @@ impl Core {
         if record.header.seq >= u64::MAX - 1 {
             return Err("a seq beyond any Log".to_owned());
         }
-        let mut record = record;
         let (from, to, new_epoch) = match record.header.kind {
             Kind::GAP => {
                 let gap: proto::Gap =
@@ -178,47 +177,34 @@ impl Core {
         if from > log.next || (record.header.kind == Kind::LOG && from != log.next) {
             return Err(format!("stream {stream}: seq {from} after {}", log.next - 1));
         }
-        if record.header.kind == Kind::GAP && from < log.next {
-            // Another path brought a part of what this one has lost.
-            record.body = log::without(&record.body, log.next - from);
-        }
         self.import_next(id, record);
         Ok(id)
     }
 
-    fn import_next(&mut self, id: LogId, record: Record) {
+    fn import_next(&mut self, id: LogId, mut record: Record) {
+        if let Some(why) = dead_letter::unacceptable(&record) {
+            record = self.put_aside(id, &record, why);
+        }
+        // Another path may have brought a part of what this one has lost.
+        record = log::gap_from(record, self.logs[&id].next);
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         let mine = log.down_to() == Some(&*self.config.name);
         let frame = (record.header.kind == Kind::LOG && mine).then(|| record.body.clone());
         if record.header.kind == Kind::GAP {
             self.stats.gap("received", 1);
         }
+        let before = log.appended;
         log.import(&mut self.ledger, record);
-        self.trim_imported(id);
+        log.forecast.appended.add(self.now.mono, log.appended - before);
+        self.keep_policy(id);
         if let Some(frame) = frame {
             // The retained value that a down message asks for enters with the mark, in one group.
             self.retain_if_asked(&frame);
         }
     }
 
-    /// Keeps to the quota of a Log that came over a link. A relay drops nothing that it has not passed on:
-    /// it makes the sender wait instead, where the stream's own policy holds.
-    fn trim_imported(&mut self, id: LogId) {
-        let passes = self.passes_on(id);
-        let passed = if passes { self.passed_upto(id) } else { u64::MAX };
-        let log = self.logs.get_mut(&id).expect("a Log's id is valid");
-        let Some(first) = log.over_quota().map(|first| first.min(passed.saturating_add(1))) else { return };
-        if first > log.first {
-            let dropped = first - log.first;
-            log.trim(&mut self.ledger, first);
-            if !passes {
-                self.stats.gap("trimmed", dropped);
-            }
-        }
-    }
-
     /// Whether a Log is here on its way to somebody else.
-    fn passes_on(&self, id: LogId) -> bool {
+    pub(super) fn passes_on(&self, id: LogId) -> bool {
         let log = &self.logs[&id];
         self.config.relay && log.origin != self.own && log.down_to() != Some(&*self.config.name)
     }
@@ -234,14 +220,14 @@ impl Core {
     fn holds(&self, id: LogId) -> bool {
         let log = &self.logs[&id];
         self.passes_on(id)
-            && log.bytes > log.bytes_max
-            && log.bytes_after(self.passed_upto(id)) > log.bytes_max
+            && log.kept.bytes() > log.policy.bytes_max
+            && log.bytes_after(self.passed_upto(id)) > log.policy.bytes_max
     }
 
     /// Logs that are passed on have got further: what waited for that goes on.
     pub(super) fn passed_on(&mut self, logs: &[LogId]) {
         for id in logs.iter().filter(|id| self.passes_on(**id)).copied().collect::<Vec<_>>() {
-            self.trim_imported(id);
+            self.keep_policy(id);
         }
         let mut owing = Vec::new();
         for (session, link) in &self.links {

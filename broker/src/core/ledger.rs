@@ -34,6 +34,8 @@ pub(super) enum Effect {
     PartDurable { session: SessionId, source: LinkSource, count: u64, space: usize },
     /// The peer of a new link may be told what is held of its Logs and spaces.
     Greet(SessionId),
+    /// Gaps that a Log's thinning wrote: the next step may read what they left.
+    Thinned { log: LogId },
     /// The answer to a command.
     Respond(CommandId, Response),
 }

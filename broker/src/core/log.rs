@@ -14,11 +14,15 @@ use codec::{Class, Flags, Kind, Record, RecordHeader, proto};
 use super::{
     client::ClientIx,
     event::Origin,
+    forecast::Forecast,
     ledger::{Effect, Ledger},
+    policy::Policy,
+    retention::{Acked, Removed, Upkeep},
+    thin::LEVELS,
 };
 use crate::{
     limits,
-    store::{LogRecovery, Source},
+    store::{Extent, LogRecovery, Source, Stretches},
 };
 
 /// A Log is known by its number in the store.
@@ -40,10 +44,18 @@ pub(super) struct Log {
     pub(super) durable_next: u64,
     /// crc32c of the frame at `next - 1`; 0 if that is a gap or nothing.
     pub(super) last_crc: u32,
-    /// Bytes kept from `first` on.
-    pub(super) bytes: u64,
-    /// Quota.
-    pub(super) bytes_max: u64,
+    /// Bytes appended since this process started.
+    pub(super) appended: u64,
+    /// What is kept from `first` on.
+    pub(super) kept: Stretches,
+    pub(super) policy: Policy,
+    /// What became of the seqs below `first`.
+    pub(super) removed: Removed,
+    /// Everything below is thinned at the width of this level, ascending in width and so descending in seq.
+    pub(super) thinned_to: [u64; LEVELS],
+    pub(super) upkeep: Upkeep,
+    pub(super) acked: Acked,
+    pub(super) forecast: Forecast,
     /// Clients that hold a cursor at the head: they get what matches as it becomes durable.
     pub(super) consumers: BTreeSet<ClientIx>,
     /// A newer source has taken over this name: reads only.
@@ -51,15 +63,10 @@ pub(super) struct Log {
     tail: VecDeque<Record>,
     tail_bytes: usize,
     tail_bytes_max: usize,
-    /// (first seq, bytes) of stretches of about 64 KiB, for retention.
-    stretches: VecDeque<(u64, u64)>,
 }
 
-/// A stretch is closed at this size.
-const STRETCH_BYTES: u64 = 64 << 10;
-
 impl Log {
-    pub(super) fn new(source: &Source, bytes_max: u64, first: u64) -> Self {
+    pub(super) fn new(source: &Source, policy: Policy, first: u64) -> Self {
         Self {
             id: source.number,
             origin: Arc::clone(&source.origin),
@@ -70,14 +77,19 @@ impl Log {
             next: first,
             durable_next: first,
             last_crc: 0,
-            bytes: 0,
-            bytes_max,
+            appended: 0,
+            kept: Stretches::default(),
+            policy,
+            removed: Removed::default(),
+            thinned_to: [first; LEVELS],
+            upkeep: Upkeep::default(),
+            acked: Acked::default(),
+            forecast: Forecast::default(),
             consumers: BTreeSet::new(),
             retired: false,
             tail: VecDeque::new(),
             tail_bytes: 0,
             tail_bytes_max: limits::LOG_TAIL_BYTES,
-            stretches: VecDeque::new(),
         }
     }
 
@@ -87,8 +99,7 @@ impl Log {
         self.next = self.next.max(found.last + 1);
         self.durable_next = self.next;
         self.last_crc = found.last_crc;
-        self.stretches = found.stretches.iter().copied().collect();
-        self.bytes = self.stretches.iter().map(|(_, bytes)| bytes).sum();
+        self.kept = found.kept.clone();
         if self.epochs.is_empty() && found.last > 0 {
             self.epochs.push((self.first, found.last_epoch));
         }
@@ -98,6 +109,10 @@ impl Log {
     pub(super) fn recover_table(&mut self, table: &proto::LogTable) {
         self.epochs = table.epochs.iter().map(|range| (range.from, range.epoch)).collect();
         self.first = self.first.max(table.first);
+        self.removed = Removed::stored(&table.removed);
+        for (level, to) in table.thinned_to.iter().take(LEVELS).enumerate() {
+            self.thinned_to[level] = *to;
+        }
         if let Some((from, _)) = self.epochs.last() {
             self.next = self.next.max(*from);
             self.durable_next = self.next;
@@ -157,12 +172,8 @@ impl Log {
         let seq = record.header.seq;
         self.next = seq + 1;
         self.last_crc = if record.header.kind == Kind::LOG { crc32c::crc32c(&record.body) } else { 0 };
-        let bytes = record.wire_len() as u64;
-        self.bytes += bytes;
-        match self.stretches.back_mut() {
-            Some((_, held)) if *held + bytes <= STRETCH_BYTES => *held += bytes,
-            _ => self.stretches.push_back((seq, bytes)),
-        }
+        self.appended += record.wire_len() as u64;
+        self.kept.push(extent(&record));
         self.tail_bytes += record.wire_len();
         self.tail.push_back(record.clone());
         while self.tail_bytes > self.tail_bytes_max
@@ -202,38 +213,38 @@ impl Log {
         (record.header.seq == seq && record.header.kind == Kind::LOG).then(|| crc32c::crc32c(&record.body))
     }
 
-    /// Where `first` must move for the quota to hold. At least the last stretch is kept.
-    pub(super) fn over_quota(&self) -> Option<u64> {
-        let mut bytes = self.bytes;
-        let mut first = None;
-        for pair in self.stretches.iter().zip(self.stretches.iter().skip(1)) {
-            let ((_, oldest), (next, _)) = pair;
-            if bytes <= self.bytes_max || *next > self.durable_next {
-                break;
-            }
-            bytes -= oldest;
-            first = Some(*next);
+    /// A gap takes the place of what it covers, in memory too.
+    pub(super) fn cut_tail(&mut self, gap: &Record) {
+        let (from, to) = range_of(gap);
+        let begin = self.tail.partition_point(|record| record.header.seq < from);
+        let end = self.tail.partition_point(|record| record.header.seq <= to);
+        if begin == end {
+            return;
         }
-        first
+        let covered: usize = self.tail.drain(begin..end).map(|record| record.wire_len()).sum();
+        self.tail_bytes = self.tail_bytes - covered + gap.wire_len();
+        self.tail.insert(begin, gap.clone());
     }
 
     /// Bytes kept behind `seq`, to the precision of a stretch.
     pub(super) fn bytes_after(&self, seq: u64) -> u64 {
-        if seq + 1 >= self.next {
-            return 0;
-        }
-        let ends = self.stretches.iter().skip(1).map(|(next, _)| *next).chain([self.next]);
-        self.stretches.iter().zip(ends).filter(|(_, end)| seq + 1 < *end).map(|((_, bytes), _)| bytes).sum()
+        if seq.saturating_add(1) >= self.next { 0 } else { self.kept.bytes_from(seq + 1) }
     }
 
-    /// Drops everything below `first`, durably.
-    pub(super) fn trim(&mut self, ledger: &mut Ledger, first: u64) {
-        while self.stretches.len() > 1 && self.stretches[1].0 <= first {
-            let (_, bytes) = self.stretches.pop_front().expect("more than one");
-            self.bytes -= bytes;
+    /// The seq where this Log's history begins, whatever policy removed of it since.
+    pub(super) fn begin(&self) -> u64 {
+        self.epochs.first().map_or(1, |(from, _)| *from).min(self.first)
+    }
+
+    /// What policy removed from `from` on and below `first`, as gaps.
+    pub(super) fn front_gaps(&self, mut from: u64) -> Vec<Record> {
+        let mut gaps = Vec::new();
+        while from < self.first {
+            let (to, reason) = self.removed.at(from, self.first - 1);
+            gaps.push(gap(self, from, to, reason));
+            from = to + 1;
         }
-        self.first = first;
-        self.write_table(ledger);
+        gaps
     }
 
     /// From `from` on, everything is under a new epoch.
@@ -246,10 +257,32 @@ impl Log {
         let table = proto::LogTable {
             epochs: self.epochs.iter().map(|&(from, epoch)| proto::EpochRange { from, epoch }).collect(),
             first: self.first,
+            removed: self.removed.to_store(),
+            thinned_to: self.thinned_to.to_vec(),
         };
         let key = Bytes::copy_from_slice(&self.id.to_be_bytes());
         ledger.write_local_of(Kind::TABLE, self.id, self.first, key, Some(codec::encode(&table)));
     }
+}
+
+/// A Log or gap record as retention counts it.
+pub(super) fn extent(record: &Record) -> Extent {
+    let records = u64::from(record.header.kind == Kind::LOG);
+    Extent { start: range_of(record).0, bytes: record.wire_len() as u64, records }
+}
+
+/// The part of a gap from `from` on: what stands below is not this gap's to tell where it arrives.
+pub(super) fn gap_from(mut record: Record, from: u64) -> Record {
+    if record.header.kind == Kind::GAP
+        && let Ok(mut gap) = codec::decode::<proto::Gap>(record.body.clone())
+        && gap.from < from
+        && from <= gap.to
+    {
+        gap.count = gap.count.min(gap.to + 1 - from);
+        gap.from = from;
+        record.body = codec::encode(&gap);
+    }
+    record
 }
 
 /// The seqs that a Log or gap record stands for.
@@ -261,18 +294,6 @@ pub(super) fn range_of(record: &Record) -> (u64, u64) {
     match codec::decode::<proto::Gap>(record.body.clone()) {
         Ok(gap) => (gap.from, to),
         Err(_) => (to, to),
-    }
-}
-
-/// The body of a gap without its first seqs.
-pub(super) fn without(body: &Bytes, first: u64) -> Bytes {
-    match codec::decode::<proto::Gap>(body.clone()) {
-        Ok(mut gap) => {
-            gap.from += first;
-            gap.count = gap.count.saturating_sub(first);
-            codec::encode(&gap)
-        }
-        Err(_) => body.clone(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! A message enters: it is appended, routed, forwarded.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use codec::{Class, Flags, FrameView, Kind, frame::header, proto};
@@ -84,15 +84,19 @@ impl Core {
             self.stats.drop(DropReason::StoreUnavailable);
             return Err(PublishRefusal::StoreUnavailable);
         }
+        let (stream, class) = self.stream_of(topic);
+        let own = Arc::clone(&self.own);
+        let log = self.log_of(&own, &stream, class, None);
+        if !self.admits(log, message.frame.len()) {
+            self.stats.drop(DropReason::Quota);
+            return Err(PublishRefusal::Quota);
+        }
         if message.qos == 2 {
             self.accept_once(from, message.packet_id);
         }
         if message.retain {
             self.retain(topic, &message, view.payload().is_empty());
         }
-        let (stream, class) = self.stream_of(topic);
-        let own = Arc::clone(&self.own);
-        let log = self.log_of(&own, &stream, class, None);
         let mut flags = if message.qos == 2 { Flags::QOS2 } else { Flags::QOS1 };
         if message.retain {
             flags = flags.union(Flags::RETAIN);
@@ -151,14 +155,12 @@ impl Core {
         from.and_then(|(_, ix)| self.clients.get(&ix)).map_or(0, |client| client.mark)
     }
 
-    fn append(&mut self, log: LogId, flags: Flags, publisher: u64, frame: Bytes) -> u64 {
-        let log = self.logs.get_mut(&log).expect("a Log's id is valid");
-        let seq = log.append(&mut self.ledger, flags, publisher, frame);
-        if let Some(first) = log.over_quota() {
-            let dropped = first - log.first;
-            log.trim(&mut self.ledger, first);
-            self.stats.gap("trimmed", dropped);
-        }
+    pub(super) fn append(&mut self, log: LogId, flags: Flags, publisher: u64, frame: Bytes) -> u64 {
+        let held = self.logs.get_mut(&log).expect("a Log's id is valid");
+        let before = held.appended;
+        let seq = held.append(&mut self.ledger, flags, publisher, frame);
+        held.forecast.appended.add(self.now.mono, held.appended - before);
+        self.keep_policy(log);
         seq
     }
 
@@ -213,7 +215,8 @@ impl Core {
     pub(super) fn on_log_durable(&mut self, id: LogId, seq: u64) {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         log.durable_next = log.durable_next.max(seq + 1);
-        let Some(record) = log.in_tail(seq).filter(|record| record.header.kind == Kind::LOG).cloned() else {
+        let is_it = |record: &&codec::Record| record.header.kind == Kind::LOG && record.header.seq == seq;
+        let Some(record) = log.in_tail(seq).filter(is_it).cloned() else {
             return self.pump_exports_of(id); // a gap, which is passed on in its place
         };
         let position = Position { stream: Arc::clone(&log.stream), epoch: record.header.epoch, seq };
@@ -328,6 +331,10 @@ impl Core {
         let tier: Origin = "".into();
         let stream: Arc<str> = format!("down/{node}").into();
         let log = self.log_of(&tier, &stream, Class::Event, None);
+        if !self.admits(log, message.frame.len()) {
+            self.stats.drop(DropReason::Quota);
+            return Err(PublishRefusal::Quota);
+        }
         self.append(log, Flags::QOS1, 0, message.frame.clone());
         if let Some((session, _)) = from.filter(|_| message.packet_id != 0) {
             self.ledger.after(Effect::Reply(session, Reply::PubAck(message.packet_id)));
@@ -343,8 +350,8 @@ impl Core {
     }
 
     /// True if the message has outlived its own time to live.
-    pub(super) fn has_expired(&self, view: &FrameView<'_>, default_s: u64) -> bool {
-        let ttl_s = if view.ttl_s() > 0 { u64::from(view.ttl_s()) } else { default_s };
+    pub(super) fn has_expired(&self, view: &FrameView<'_>, default: Duration) -> bool {
+        let ttl_s = if view.ttl_s() > 0 { u64::from(view.ttl_s()) } else { default.as_secs() };
         ttl_s > 0
             && self.now.trusted
             && view.time_trusted()

@@ -71,6 +71,7 @@ impl Core {
             next_read: 1,
             timers: BinaryHeap::new(),
             cursors_due: false,
+            acknowledgements_moved: BTreeSet::new(),
             pump_clients: BTreeSet::new(),
             pump_links: BTreeSet::new(),
             conditions: BTreeMap::new(),
@@ -86,6 +87,12 @@ impl Core {
         core.begin_runs(&recovered.locals);
         core.restore_clients(&recovered.locals);
         core.begin();
+        // Quotas may have been lowered, and nothing is ever appended again to an older history.
+        let logs: Vec<LogId> = core.logs.keys().copied().collect();
+        for id in logs {
+            core.note_acknowledged(id);
+            core.keep_policy(id);
+        }
         core.settle();
         actions.append(&mut core.out);
         core
@@ -115,14 +122,6 @@ impl Core {
                 log.recover(found);
             }
         }
-        // Quotas may have been lowered, and nothing is ever appended again to an older history.
-        for log in self.logs.values_mut() {
-            // A relay forgets nothing of others that it may not have passed on yet.
-            let passing = self.config.relay && log.origin != self.own;
-            if let Some(first) = log.over_quota().filter(|_| !passing) {
-                log.trim(&mut self.ledger, first);
-            }
-        }
         let by_source: BTreeMap<u32, usize> =
             self.spaces.iter().map(|space| (space.source, space.index)).collect();
         for record in &recovered.state {
@@ -147,13 +146,12 @@ impl Core {
     }
 
     fn restore_log(&mut self, source: &crate::store::Source) {
-        let policy = self.config.streams.iter().find(|policy| policy.name == source.name);
-        let bytes_max = policy.unwrap_or(&self.config.default_stream).bytes_max;
+        let policy = self.policy_of(source);
         let name = (Arc::clone(&source.origin), Arc::clone(&source.name));
         if let Some(older) = self.log_names.insert(name, source.number) {
             self.logs.get_mut(&older).expect("a named Log exists").retired = true;
         }
-        let log = Log::new(source, bytes_max, 1);
+        let log = Log::new(source, policy, 1);
         self.histories.entry(log.name()).or_default().push(source.number);
         self.logs.insert(source.number, log);
     }
@@ -279,7 +277,7 @@ impl Core {
         log.consumers.remove(&ix);
         let cursor = Cursor {
             next: Some(stored.low + 1),
-            acked: stored.acked.iter().copied().collect(),
+            acked: stored.acked.iter().copied().take(crate::limits::CURSOR_ACKED_MAX).collect(),
             ..Cursor::default()
         };
         self.clients.get_mut(&ix).expect("found by its key").cursors.insert(id, cursor);

@@ -497,15 +497,19 @@ impl Core {
             self.write_cursors_of(ix);
         }
         self.write_marks();
+        for id in std::mem::take(&mut self.acknowledgements_moved) {
+            self.note_acknowledged(id);
+        }
     }
 
     pub(super) fn write_cursors_of(&mut self, ix: ClientIx) {
         let client = self.clients.get_mut(&ix).expect("the client exists");
         let logs: Vec<LogId> = client.cursors.keys().copied().collect();
-        for id in logs {
-            let Some(log) = self.logs.get(&id) else { continue };
-            client.write_cursor(&mut self.ledger, id, log.epoch(), log.durable_next);
+        for id in &logs {
+            let Some(log) = self.logs.get(id) else { continue };
+            client.write_cursor(&mut self.ledger, *id, log.epoch(), log.durable_next);
         }
+        self.acknowledgements_moved.extend(logs);
     }
 
     /// Restores a subscription's defaults that are not stored.

@@ -1,6 +1,6 @@
 //! What a core counts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Counters since the process started, and gauges at the time of asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct Stats {
     pub log_unacknowledged: u64,
     /// Gauge: the oldest of these, as its frame's time in microseconds; 0 = none or not in memory.
     pub oldest_unacknowledged_us: u64,
+    /// Gauge: seconds until a stream of this broker's own is full, of those that fill.
+    pub seconds_to_full: BTreeMap<Arc<str>, u64>,
 }
 
 /// A histogram of times.
@@ -101,6 +103,8 @@ pub enum DropReason {
     NotImported,
     /// Live by a path that its node does not use any more.
     Fenced,
+    /// A record that this broker can never take; it stands in the dead-letter stream.
+    DeadLetter,
 }
 
 impl DropReason {
@@ -119,6 +123,7 @@ impl DropReason {
             Self::NotAuthorized => "not_authorized",
             Self::NotImported => "not_imported",
             Self::Fenced => "fenced",
+            Self::DeadLetter => "dead_letter",
         }
     }
 }

@@ -60,7 +60,7 @@ use self::{
     segments::Segments,
 };
 use super::{
-    LocalFact, LogRecovery, OpenError, Recovered, STRETCH_BYTES, Store, StoreEvent, facts, files,
+    Extent, LocalFact, LogRecovery, OpenError, Recovered, Store, StoreEvent, Stretches, facts, files,
     journal::{Journal, JournalIo, disk::Disk, scan},
 };
 use crate::core::event::{Group, ReadRequest};
@@ -316,12 +316,10 @@ fn recover(checkpoint: &Checkpoint, overlay: &Overlay, last_lsn: u64) -> checkpo
         if let Some(changes) = layer.logs.get(source) {
             changes.apply(&mut runs, overlay::END);
         }
-        let mut stretches: Vec<(u64, u64)> = Vec::new();
+        let mut kept = Stretches::default();
         for ((start, _), run) in &runs {
-            match stretches.last_mut() {
-                Some((_, bytes)) if *bytes < STRETCH_BYTES => *bytes += u64::from(run.bytes),
-                _ => stretches.push((*start, u64::from(run.bytes))),
-            }
+            let records = if run.gap { 0 } else { run.last - start + 1 };
+            kept.push(Extent { start: *start, bytes: u64::from(run.bytes), records });
         }
         logs.push(LogRecovery {
             source: *source,
@@ -329,7 +327,7 @@ fn recover(checkpoint: &Checkpoint, overlay: &Overlay, last_lsn: u64) -> checkpo
             last: end.last,
             last_epoch: end.last_epoch,
             last_crc: end.last_crc,
-            stretches,
+            kept,
         });
     }
     logs.sort_by_key(|log| log.source);

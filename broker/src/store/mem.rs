@@ -14,7 +14,7 @@ use bytes::Bytes;
 use codec::{Kind, Record};
 
 use super::{
-    LocalFact, LogRecovery, Recovered, STRETCH_BYTES, Source, Store, StoreEvent,
+    Extent, LocalFact, LogRecovery, Recovered, Source, Store, StoreEvent, Stretches,
     facts::{self, Span},
 };
 use crate::core::event::{Group, Lsn, ReadRequest};
@@ -280,12 +280,10 @@ impl Log {
     }
 
     fn recovered(&self, source: u32) -> LogRecovery {
-        let mut stretches: Vec<(u64, u64)> = Vec::new();
+        let mut kept = Stretches::default();
         for (&(start, _), record) in &self.records {
-            match stretches.last_mut() {
-                Some((_, bytes)) if *bytes < STRETCH_BYTES => *bytes += record.wire_len() as u64,
-                _ => stretches.push((start, record.wire_len() as u64)),
-            }
+            let records = u64::from(record.header.kind == Kind::LOG);
+            kept.push(Extent { start, bytes: record.wire_len() as u64, records });
         }
         LogRecovery {
             source,
@@ -293,7 +291,7 @@ impl Log {
             last: self.last,
             last_epoch: self.last_epoch,
             last_crc: self.last_crc,
-            stretches,
+            kept,
         }
     }
 }

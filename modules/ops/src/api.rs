@@ -62,7 +62,7 @@ pub struct Gap {
     pub to: u64,
     /// How many records were removed.
     pub count: u64,
-    /// `drop-oldest`, `thinned`, `expired`, `epoch-change`, `corruption`.
+    /// `drop-oldest`, `thinned`, `expired`, `acknowledged`, `refused`, `epoch-change`, `corruption`.
     pub reason: String,
 }
 
@@ -104,15 +104,33 @@ impl Entry {
 
 fn read_gap(record: &Record) -> Option<Gap> {
     let gap: proto::Gap = codec::decode(record.body.clone()).ok()?;
-    let reason = match gap.reason() {
+    let reason = reason(gap.reason());
+    Some(Gap { from: gap.from, to: gap.to, count: gap.count, reason: reason.to_owned() })
+}
+
+/// Why records were removed, as it is shown.
+#[must_use]
+pub fn reason(reason: proto::GapReason) -> &'static str {
+    match reason {
         proto::GapReason::DropOldest => "drop-oldest",
         proto::GapReason::Thinned => "thinned",
         proto::GapReason::Expired => "expired",
         proto::GapReason::EpochChange => "epoch-change",
         proto::GapReason::Corruption => "corruption",
+        proto::GapReason::Acknowledged => "acknowledged",
+        proto::GapReason::Refused => "refused",
         proto::GapReason::Unspecified => "unspecified",
-    };
-    Some(Gap { from: gap.from, to: gap.to, count: gap.count, reason: reason.to_owned() })
+    }
+}
+
+/// A time in RFC 3339, as microseconds since 1970.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn parse_time(text: &str) -> Result<u64, String> {
+    let wrong = || "not a time from 1970 on in RFC 3339, for example 2026-03-01T12:00:00Z".to_owned();
+    let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| wrong())?;
+    u64::try_from(time.unix_timestamp_nanos() / 1000).map_err(|_| wrong())
 }
 
 /// Where to begin reading a stream: `[EPOCH:]SEQ`.
@@ -157,6 +175,14 @@ pub struct LogRow {
     pub next: u64,
     /// Bytes kept.
     pub bytes: u64,
+    /// Records kept.
+    pub records: u64,
+    /// Quota, bytes.
+    pub max_bytes: u64,
+    /// Seconds until policy must refuse, thin or drop what has not arrived, at the rate it fills now; nothing if
+    /// that is not to be expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_to_full: Option<u64>,
 }
 
 impl From<&LogInfo> for LogRow {
@@ -169,6 +195,9 @@ impl From<&LogInfo> for LogRow {
             first: log.first,
             next: log.next,
             bytes: log.bytes,
+            records: log.records,
+            max_bytes: log.bytes_max,
+            seconds_to_full: log.seconds_to_full,
         }
     }
 }

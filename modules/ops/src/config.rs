@@ -7,6 +7,7 @@
 
 mod flags;
 mod layers;
+pub mod streams;
 pub mod units;
 
 use std::{
@@ -17,12 +18,13 @@ use std::{
 };
 
 use broker::limits;
-use codec::{Class, Filter};
+use codec::Filter;
 
 use self::layers::{Key, Layers};
 pub use self::{
     flags::Flags,
     layers::{ConfigError, Mistake, Sources},
+    streams::StreamConfig,
     units::HostPort,
 };
 
@@ -135,19 +137,6 @@ impl Auth {
     pub const fn refuses_everybody(&self) -> bool {
         self.users.is_none() && !self.anonymous
     }
-}
-
-/// A stream: QoS >= 1 messages belong to the first whose filter matches.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamConfig {
-    /// Its name.
-    pub name: Arc<str>,
-    /// Which topics.
-    pub filters: Vec<Filter>,
-    /// Class of all its records.
-    pub class: Class,
-    /// Kept at most, in bytes; then the oldest are dropped and a gap says so.
-    pub max_bytes: u64,
 }
 
 /// What crosses links in one direction.
@@ -284,7 +273,7 @@ impl Config {
             hubs: layers.take_list(HUB, |text| HostPort::parse(text, QUIC_PORT)).unwrap_or_default(),
             listen: read_listen(role, &data, &mut layers),
             auth: read_auth(role, &mut layers),
-            streams: read_streams(&mut layers),
+            streams: streams::read(&mut layers),
             export: read_exchange(EXPORT, default_export(role), &mut layers),
             import: read_exchange(IMPORT, default_import(role), &mut layers),
             limits: read_limits(&mut layers),
@@ -423,42 +412,6 @@ fn read_auth(role: Role, layers: &mut Layers) -> Auth {
     Auth { users, anonymous }
 }
 
-fn read_streams(layers: &mut Layers) -> Vec<StreamConfig> {
-    let read = |layers: &mut Layers, prefix: &str| {
-        let name = layers.field(prefix, "name", None, stream_name);
-        let is_default = name.as_deref() == Some(DEFAULT_STREAM);
-        let filters = if is_default {
-            Some(all_topics()) // a `filters` field left in the table is reported as unknown
-        } else {
-            layers.list_field(prefix, "filters", filter)
-        };
-        let class = layers.field(prefix, "class", Some(Class::Telemetry), stream_class);
-        let max_bytes = layers.field(prefix, "max_bytes", Some(STREAM_BYTES), stream_bytes);
-        Some(StreamConfig { name: name?, filters: filters?, class: class?, max_bytes: max_bytes? })
-    };
-    let mut streams = layers.take_tables("stream", read).unwrap_or_default();
-    for at in 1..streams.len() {
-        if streams[..at].iter().any(|earlier| earlier.name == streams[at].name) {
-            layers.mistake(format!("stream {:?}", streams[at].name), "is declared twice".to_owned());
-        }
-    }
-    let default = streams.iter().position(|stream| &*stream.name == DEFAULT_STREAM);
-    let default = default.map_or_else(default_stream, |at| streams.remove(at));
-    streams.push(default);
-    streams
-}
-
-const STREAM_BYTES: u64 = 1 << 30;
-
-fn default_stream() -> StreamConfig {
-    let name = Arc::from(DEFAULT_STREAM);
-    StreamConfig { name, filters: all_topics(), class: Class::Telemetry, max_bytes: STREAM_BYTES }
-}
-
-fn all_topics() -> Vec<Filter> {
-    vec![Filter::parse("#").expect("# is a filter")]
-}
-
 fn read_exchange(keys: [Key; 3], default: Exchange, layers: &mut Layers) -> Exchange {
     let [logs, live, state] = keys;
     Exchange {
@@ -470,10 +423,12 @@ fn read_exchange(keys: [Key; 3], default: Exchange, layers: &mut Layers) -> Exch
 
 fn default_export(role: Role) -> Exchange {
     match role {
-        Role::Cloud => Exchange { logs: names(&["down"]), live: all_topics(), state: names(&["fleet"]) },
+        Role::Cloud => {
+            Exchange { logs: names(&["down"]), live: streams::all_topics(), state: names(&["fleet"]) }
+        }
         Role::Dev | Role::Edge => Exchange {
             logs: names(&["*"]),
-            live: all_topics(),
+            live: streams::all_topics(),
             state: names(&["retained", "status", "twin"]),
         },
     }
@@ -564,32 +519,8 @@ fn name(text: &str) -> Result<&str, String> {
     }
 }
 
-fn stream_name(text: &str) -> Result<Arc<str>, String> {
-    if text == "down" {
-        return Err("the name of what comes down from the hub; choose another".to_owned());
-    }
-    name(text).map(Arc::from)
-}
-
 fn selector(text: &str) -> Result<String, String> {
     if text == "*" { Ok(text.to_owned()) } else { name(text).map(str::to_owned) }
-}
-
-fn stream_class(text: &str) -> Result<Class, String> {
-    [Class::Alarm, Class::Event, Class::Telemetry, Class::Bulk]
-        .into_iter()
-        .find(|class| class.as_str() == text)
-        .ok_or_else(|| {
-            "not a class of streams; write \"alarm\", \"event\", \"telemetry\" or \"bulk\"".to_owned()
-        })
-}
-
-fn stream_bytes(text: &str) -> Result<u64, String> {
-    const MIN: u64 = 1 << 20;
-    match units::size(text)? {
-        bytes if bytes >= MIN => Ok(bytes),
-        _ => Err(format!("less than {}: a stream holds at least some records", units::show_size(MIN))),
-    }
 }
 
 fn as_usize(n: u64) -> Result<usize, String> {

@@ -60,7 +60,10 @@ impl Space {
 
     fn write_lineage(&self, ledger: &mut Ledger) {
         let range = |&(from, epoch): &(u64, u64)| proto::EpochRange { from, epoch };
-        let table = proto::LogTable { epochs: self.lineage.0.iter().map(range).collect(), first: 0 };
+        let table = proto::LogTable {
+            epochs: self.lineage.0.iter().map(range).collect(),
+            ..proto::LogTable::default()
+        };
         ledger.write_local(Kind::META, fact_key(self.source), Some(codec::encode(&table)));
     }
 

@@ -10,12 +10,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use codec::{Filter, FrameView, Kind, frame::FrameParts};
+use codec::{Class, Filter, FrameView, Kind, frame::FrameParts};
 use rand::{Rng, rngs::SmallRng};
 
 use super::clients::{Note, Place, World};
 use crate::{
-    core::{Config, Core, StreamConfig, event::*},
+    core::{Config, Core, Policy, StreamConfig, event::*},
     store::{
         Recovered, Store, StoreEvent,
         files::tape::Tape,
@@ -56,12 +56,12 @@ fn config() -> Config {
     let stream = |name: &str, filter: &str, bytes_max| StreamConfig {
         name: name.into(),
         filters: vec![Filter::parse(filter).unwrap()],
-        bytes_max,
+        policy: Policy::of_class(Class::Event, bytes_max),
         ..Config::node("n", [1; 16], 1).default_stream
     };
     Config {
         streams: vec![stream("alarm", "alarm/#", 1 << 20)],
-        default_stream: StreamConfig { bytes_max: 128 << 10, ..stream("default", "#", 0) },
+        default_stream: stream("default", "#", 128 << 10),
         ..Config::node("n", [1; 16], getrandom::u64().unwrap())
     }
 }

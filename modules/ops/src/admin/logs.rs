@@ -20,7 +20,7 @@ use super::{
     stream::{self, Gone, Lines},
     unexpected,
 };
-use crate::api::{Entry, LogRow, Start};
+use crate::api::{Entry, LogRow, Start, parse_time};
 
 /// Bytes of records in one page: what a slow reader makes us hold, beside the lines themselves.
 const PAGE_BYTES: usize = 128 << 10;
@@ -45,6 +45,8 @@ pub(super) struct ReadQuery {
     node: String,
     stream: Option<String>,
     from: Option<String>,
+    /// RFC 3339: only what entered the bus at this time or later.
+    time: Option<String>,
     topic: Option<String>,
     #[serde(default)]
     follow: bool,
@@ -62,6 +64,11 @@ pub(super) async fn read(
     let from = from.map_err(|error| Refusal::bad(format!("from: {error}")))?;
     if query.stream.is_none() && (from.is_some() || query.follow) {
         return Err(Refusal::bad("from and follow need one stream: name it"));
+    }
+    let since = query.time.as_deref().map(parse_time).transpose();
+    let since = since.map_err(|error| Refusal::bad(format!("time: {error}")))?;
+    if from.is_some() && since.is_some() {
+        return Err(Refusal::bad("from and time exclude each other: name one of them"));
     }
     let follow = query.follow;
     let mut logs = logs_of(&admin.broker, Some(&query.node)).await?;
@@ -83,7 +90,12 @@ pub(super) async fn read(
     Ok(stream::ndjson(&tasks, "admin log", move |mut lines| async move {
         for (index, log) in logs.iter().enumerate() {
             let reader = Reader { broker: &broker, log, topic: topic.as_ref() };
-            let seq = from.filter(|_| index == 0).map_or(log.first, |from| from.seq);
+            let seq = match (from.filter(|_| index == 0), since) {
+                (Some(from), _) => from.seq,
+                (None, Some(time_us)) => seek(&broker, log, time_us).await.unwrap_or(log.next),
+                // What policy removed at the front is told too.
+                (None, None) => log.begin,
+            };
             let seq = reader.copy(seq, log.next, &mut lines).await?;
             if follow {
                 reader.follow(seq, &mut lines).await?;
@@ -179,6 +191,15 @@ async fn page(
     let epoch = Some(log.epoch);
     match broker.call(Command::LogRead { origin, stream, epoch, from, bytes_max }).await? {
         event::Response::Records { records, next } => Ok((records, next)),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// Where a Log reaches a time.
+async fn seek(broker: &Handle, log: &LogInfo, time_us: u64) -> Result<u64, Refusal> {
+    let (origin, stream) = (Arc::clone(&log.origin), Arc::clone(&log.stream));
+    match broker.call(Command::LogSeek { origin, stream, epoch: Some(log.epoch), time_us }).await? {
+        event::Response::Place(seq) => Ok(seq),
         other => Err(unexpected(other)),
     }
 }

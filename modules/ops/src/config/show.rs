@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use broker::core::Full;
 use toml::{Table, Value};
 
 use super::{Config, Exchange, LogFormat, units};
@@ -61,11 +62,31 @@ fn auth(config: &Config) -> Table {
 }
 
 fn stream(stream: &super::StreamConfig) -> Value {
+    let policy = &stream.policy;
     let mut fields = table([
         ("name", text(&stream.name)),
         ("class", text(stream.class.as_str())),
-        ("max_bytes", text(units::show_size(stream.max_bytes))),
+        ("max_bytes", text(units::show_size(policy.bytes_max))),
+        ("full", text(super::streams::full_name(policy.full))),
     ]);
+    let window = match policy.full {
+        Full::Thin { window } => Some(window),
+        _ => None,
+    };
+    let times = [
+        ("thin_window", window),
+        ("max_age", policy.age_max),
+        ("ttl", policy.ttl),
+        ("retain_acked", policy.retain_acked),
+    ];
+    for (name, time) in times {
+        if let Some(time) = time {
+            fields.insert(name.to_owned(), text(units::show_duration(time)));
+        }
+    }
+    if let Some(count) = policy.count_max {
+        fields.insert("max_count".to_owned(), Value::Integer(i64::try_from(count).unwrap_or(i64::MAX)));
+    }
     if &*stream.name != super::DEFAULT_STREAM {
         fields.insert("filters".to_owned(), list(stream.filters.iter().map(codec::Filter::as_str)));
     }

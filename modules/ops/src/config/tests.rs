@@ -1,3 +1,6 @@
+use broker::core::Full;
+use codec::Class;
+
 use super::*;
 
 fn resolve(
@@ -126,10 +129,36 @@ fn the_default_stream_is_always_there_and_last() {
     let streams = resolve(Role::Edge, file, &[], &[]).unwrap().streams;
     let names: Vec<&str> = streams.iter().map(|stream| &*stream.name).collect();
     assert_eq!(names, ["alarms", "default"]);
-    assert_eq!(streams[1].max_bytes, 2 << 30);
-    assert_eq!(streams[0].class, Class::Alarm);
+    assert_eq!(streams[1].policy.bytes_max, 2 << 30);
+    assert_eq!(
+        (streams[0].class, streams[0].policy.full),
+        (Class::Alarm, Full::Reject),
+        "its class's default"
+    );
     let twice = "[[stream]]\nname = 'a'\nfilters = ['x']\n[[stream]]\nname = 'a'\nfilters = ['y']";
     assert_eq!(places(resolve(Role::Edge, twice, &[], &[])), ["stream \"a\""]);
+}
+
+#[test]
+fn a_stream_says_what_is_kept_of_it_and_alarms_are_not_thinned() {
+    let file = "[[stream]]\nname = 's'\nfilters = ['s/#']\nmax_count = 1000\nmax_age = '7d'\nfull = 'thin'\n\
+                thin_window = '500ms'\nttl = '1h'\nretain_acked = '5m'";
+    let config = resolve(Role::Edge, file, &[], &[]).unwrap();
+    let policy = config.streams[0].policy.clone();
+    let minutes = |minutes| Some(Duration::from_mins(minutes));
+    assert_eq!(policy.full, Full::Thin { window: Duration::from_millis(500) });
+    assert_eq!((policy.count_max, policy.age_max), (Some(1000), minutes(7 * 24 * 60)));
+    assert_eq!((policy.ttl, policy.retain_acked), (minutes(60), minutes(5)));
+    assert_eq!(resolve(Role::Edge, &config.effective(), &[], &[]).unwrap(), config);
+
+    let one = |more: &str| format!("[[stream]]\nname = 's'\nfilters = ['s/#']\n{more}");
+    let mistake = |more: &str| places(resolve(Role::Edge, &one(more), &[], &[])).join(" ");
+    assert!(mistake("class = 'alarm'\nfull = 'thin'").contains("full"), "alarms are never thinned");
+    assert!(mistake("thin_window = '1s'").contains("full"), "without thin it has no meaning");
+    assert!(mistake("retain_acked = '1m'").contains("retain_acked"), "a tier that lost its tail asks again");
+    assert!(!mistake("full = 'sometimes'").is_empty());
+    let reserved = "[[stream]]\nname = 'dead-letter'\nfilters = ['x']";
+    assert!(!places(resolve(Role::Edge, reserved, &[], &[])).is_empty());
 }
 
 #[test]

@@ -67,6 +67,15 @@ fn logs(stats: &Stats, text: &mut Text) {
         "Records of exported Logs that no hub has acknowledged.",
         stats.log_unacknowledged,
     );
+    let name = "octobus_log_seconds_to_full";
+    text.family(
+        name,
+        Kind::Gauge,
+        "Until a stream must refuse, thin or drop what has not arrived, at the rate it fills now.",
+    );
+    for (stream, seconds) in &stats.seconds_to_full {
+        text.sample(name, &[("stream", stream)], seconds);
+    }
     let age_us = match stats.oldest_unacknowledged_us {
         0 => 0,
         since => broker::clock::wall_us().saturating_sub(since),
