@@ -93,7 +93,7 @@ pub use self::{
 };
 use crate::{
     limits,
-    store::{Source, SourceKind},
+    store::{Damage, Source, SourceKind},
 };
 
 /// What a core is and what it lets through.
@@ -396,6 +396,7 @@ impl Core {
             Event::StoreRefused { reason, .. } => self.on_store_refused(reason),
             Event::StoreLow { reason } => self.on_store_low(&reason),
             Event::StoreAmple => self.on_store_ample(),
+            Event::StoreDamaged(damage) => self.on_store_damaged(damage),
             Event::Commanded { command, id } => self.on_command(command, id),
             Event::TimerFired => {}
         }
@@ -476,6 +477,15 @@ impl Core {
         self.low = false;
         self.clear_condition("StoreLow", "");
         self.grant_anew();
+    }
+
+    fn on_store_damaged(&mut self, damage: Damage) {
+        let message = format!(
+            "{} at byte {} is damaged ({}): what it held is lost and told as gaps; the file is kept in the store's \
+             folder quarantine; check the disk",
+            damage.file, damage.offset, damage.what
+        );
+        self.set_condition("StoreDamaged", damage.file, message);
     }
 
     /// Whether what adds data is refused. What frees space or moves a position is refused by nobody.

@@ -169,6 +169,7 @@ impl<S: Store> Driver<S> {
                 self.apply(Event::StoreLow { reason });
             }
             StoreEvent::Ample => self.apply(Event::StoreAmple),
+            StoreEvent::Damaged(damage) => self.apply(Event::StoreDamaged(damage)),
             StoreEvent::Refused { lsn, reason } => {
                 if self.retry_at.is_none() {
                     tracing::error!(lsn, reason, "the store refused a write; it is tried again");

@@ -52,10 +52,29 @@ pub enum StoreEvent {
     Low { reason: String },
     /// There is room again.
     Ample,
+    /// Something on disk was found damaged. What was in it is lost, everything else goes on.
+    Damaged(Damage),
     /// This group and every later one submitted so far were not written: no space, or an I/O error.
     /// Nothing of them will be there after a restart. The next `submit` is tried again, with the
     /// refused lsn.
     Refused { lsn: Lsn, reason: String },
+}
+
+/// Something on disk that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Name of the file, within the store's folder.
+    pub file: String,
+    /// Where in it, in bytes.
+    pub offset: u64,
+    /// What is wrong and what was lost by it.
+    pub what: String,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} at byte {}: {}", self.file, self.offset, self.what)
+    }
 }
 
 /// What a store held when it was opened: the checkpoint with the journal replayed over it.
@@ -71,6 +90,11 @@ pub struct Recovered {
     pub state: Vec<Record>,
     /// Every fact of kind 16 and above that has a value.
     pub locals: Vec<LocalFact>,
+    /// What was found damaged. The files are kept in the store's folder `quarantine`.
+    pub damage: Vec<Damage>,
+    /// Effects that were acknowledged are lost, and nobody knows which: positions that others hold may be
+    /// ahead of this store, as after a backup was restored.
+    pub uncertain: bool,
 }
 
 /// A declared source of this store.

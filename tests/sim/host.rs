@@ -247,6 +247,7 @@ impl Host {
                 StoreEvent::Read { read, records } => Event::ReadDone { read, records },
                 StoreEvent::Low { reason } => Event::StoreLow { reason },
                 StoreEvent::Ample => Event::StoreAmple,
+                StoreEvent::Damaged(damage) => Event::StoreDamaged(damage),
                 StoreEvent::Refused { lsn, reason } => Event::StoreRefused { lsn, reason },
             };
             self.apply(now, event);

@@ -8,6 +8,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use codec::{Class, Filter, Record, proto};
 
+use crate::store::Damage;
+
 /// The time at one turn of the driver. The core never reads a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -75,6 +77,8 @@ pub enum Event {
     StoreLow { reason: String },
     /// The store has room again.
     StoreAmple,
+    /// The store found something on disk damaged; what was in it is lost, everything else goes on.
+    StoreDamaged(Damage),
     /// Administration and modules. Answered by [`Action::Respond`].
     Commanded { command: Command, id: CommandId },
     /// The deadline that [`Core::deadline`](super::Core::deadline) named has passed.

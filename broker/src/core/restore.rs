@@ -33,6 +33,9 @@ impl Core {
     /// A core over what its store held. What it must write at once is in `actions`.
     #[must_use]
     pub fn restore(config: Config, recovered: Recovered, now: Now, actions: &mut Vec<Action>) -> Self {
+        let mut config = config;
+        // What others hold may be ahead of what is left.
+        config.mint |= recovered.uncertain;
         let own = config.own_origin();
         let mut core = Self {
             own,
@@ -86,6 +89,7 @@ impl Core {
         core.restore_forwards(&recovered.locals);
         core.begin_runs(&recovered.locals);
         core.restore_clients(&recovered.locals);
+        recovered.damage.iter().for_each(|damage| core.on_store_damaged(damage.clone()));
         core.begin();
         // Quotas may have been lowered, and nothing is ever appended again to an older history.
         let logs: Vec<LogId> = core.logs.keys().copied().collect();

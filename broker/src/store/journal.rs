@@ -34,8 +34,8 @@
 //!
 //! The group with the next lsn is missing or its crc is wrong. If something proves that it had been synced
 //! (a later segment that starts above it, or a whole group whose write began above it), the journal is
-//! corrupt: nothing is opened, nothing is changed. Otherwise it is the torn tail of a write that nobody
-//! was told of, and the journal ends in front of it.
+//! damaged: what is missing is told, and what follows is still read. Otherwise it is the torn tail of a write
+//! that nobody was told of, and the journal ends in front of it. A damaged segment is never written again.
 //!
 //! # After a torn tail or a failed write
 //!

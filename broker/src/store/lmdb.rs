@@ -5,6 +5,7 @@
 //! PATH/journal/      segments, see the journal's documentation
 //! PATH/checkpoint/   LMDB, see checkpoint.rs
 //! PATH/reserve       blocks held back for the checkpoint
+//! PATH/quarantine/   what was found damaged, for whoever looks into it
 //! ```
 //!
 //! Three threads, which sleep while there is nothing to do:
@@ -32,6 +33,7 @@ mod compaction;
 mod index;
 mod keeper;
 mod overlay;
+mod quarantine;
 mod reader;
 mod room;
 mod segments;
@@ -56,12 +58,18 @@ use codec::{Kind, Record};
 use self::{
     checkpoint::{Checkpoint, Facts},
     overlay::Overlay,
+    quarantine::Quarantine,
     room::{Reserve, Room},
     segments::Segments,
 };
 use super::{
-    Extent, LocalFact, LogRecovery, OpenError, Recovered, Store, StoreEvent, Stretches, facts, files,
-    journal::{Journal, JournalIo, disk::Disk, scan},
+    Damage, Extent, LocalFact, LogRecovery, OpenError, Recovered, Store, StoreEvent, Stretches, facts, files,
+    journal::{
+        Journal, JournalIo,
+        disk::Disk,
+        format::{REWRITTEN, segment_name},
+        scan::{self, Seen},
+    },
 };
 use crate::core::event::{Group, ReadRequest};
 
@@ -130,6 +138,7 @@ struct Shared {
     gathered: Condvar,
     segments: Segments,
     room: Room,
+    quarantine: Quarantine,
 }
 
 /// The overlay and what writer and keeper say to each other about it.
@@ -164,7 +173,8 @@ impl Gathering {
 /// Opens the store in this folder, or makes it, and says what it holds.
 ///
 /// # Errors
-/// See [`OpenError`]. Nothing was changed, except that an unfinished segment was removed.
+/// See [`OpenError`]. Nothing was changed, except that unfinished segments were removed and files that cannot be
+/// used were moved to the folder `quarantine`. Damage is no error: see [`Recovered::damage`].
 pub fn open(path: &Path, options: Options) -> Result<(LmdbStore, Recovered), OpenError> {
     let disk = Disk::new(options.io).map_err(|source| io_error("set up io_uring for", path, source))?;
     open_on(path, options, disk)
@@ -189,21 +199,47 @@ pub(super) fn open_on(
     sync_dir(&checkpoint_dir)?;
 
     let mut overlay = Overlay::new(summary.ends);
-    let found = scan::scan(&journal_dir, summary.applied, &mut |found| {
-        overlay.apply(found.lsn, found.place, scan::split(found.records).map(compact));
+    let mut found = scan::scan(&journal_dir, summary.applied, &mut |seen| match seen {
+        Seen::Group(found) => {
+            overlay.apply(found.lsn, found.place, scan::split(found.records).map(compact));
+        }
+        Seen::Damaged(damaged) if damaged.is_new => overlay.lose(damaged.place),
+        Seen::Damaged(_) => {}
     })?;
     let mut all = found.segments.iter().chain(&found.rewritten).map(|segment| segment.header);
     if let Some(alien) = all.find(|header| header.store_id != summary.store_id) {
         let what = "the segment belongs to another checkpoint".to_owned();
         return Err(OpenError::Corrupt { segment: alien.number, offset: 0, what });
     }
-    let recovered = recover(&checkpoint, &overlay, found.end.last_lsn)
+    // A number that index entries know must not be given to another segment.
+    let known = summary.live.range(..REWRITTEN).next_back().map_or(0, |(number, _)| *number);
+    found.end.next_number = found.end.next_number.max(known + 1);
+    let quarantine = Quarantine::new(path);
+    let mut damage = Vec::new();
+    for damaged in &found.damage {
+        let segment = damaged.place.segment;
+        if damaged.is_whole {
+            let name = journal_dir.join(segment_name(segment));
+            quarantine.take(&name).map_err(|source| io_error("move to quarantine", &name, source))?;
+        } else {
+            quarantine.keep(segment);
+        }
+        let (file, offset) = (quarantine::file(segment), damaged.place.offset);
+        damage.push(Damage { file, offset, what: damaged.what.clone() });
+    }
+    for damage in &damage {
+        tracing::error!(%damage, "the store is damaged; what is left of it is used");
+    }
+    let mut recovered = recover(&checkpoint, &overlay, found.end.last_lsn)
         .map_err(|error| OpenError::Checkpoint { path: checkpoint_dir, what: error.to_string() })?;
+    recovered.damage = damage;
+    recovered.uncertain = found.damage.iter().any(|damaged| damaged.is_new);
     let journal = Journal::new(&journal_dir, summary.store_id, options.segment_bytes, disk, &found.end)
         .map_err(|source| io_error("open the last segment in", &journal_dir, source))?;
 
     let shared = std::sync::Arc::new(Shared {
         room: Room::default(),
+        quarantine,
         options,
         checkpoint,
         groups: Queue::default(),
@@ -337,6 +373,7 @@ fn recover(checkpoint: &Checkpoint, overlay: &Overlay, last_lsn: u64) -> checkpo
         logs,
         state: state.into_values().collect(),
         locals: locals.into_iter().map(|((kind, key), value)| LocalFact { kind, key, value }).collect(),
+        ..Recovered::default()
     })
 }
 

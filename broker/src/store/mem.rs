@@ -238,6 +238,7 @@ impl Image {
                 .iter()
                 .map(|((kind, key), value)| LocalFact { kind: *kind, key: key.clone(), value: value.clone() })
                 .collect(),
+            ..Recovered::default()
         }
     }
 }

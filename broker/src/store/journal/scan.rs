@@ -29,6 +29,8 @@ pub(crate) struct Scan {
     pub(crate) segments: Vec<Segment>,
     /// Segments that were rewritten, by number. Not read: nothing in them is above `applied`.
     pub(crate) rewritten: Vec<Segment>,
+    /// What is damaged, in the order in which it was seen.
+    pub(crate) damage: Vec<Damaged>,
     /// Where the writer goes on.
     pub(crate) end: End,
 }
@@ -48,66 +50,94 @@ pub(crate) struct Found {
     pub(crate) records: Bytes,
 }
 
-/// Reads the journal in `dir` and shows `visit` every group above `applied`, in order.
+/// A place in the journal that is not as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Damaged {
+    pub(crate) place: Place,
+    pub(crate) what: String,
+    /// Groups above `applied` were lost.
+    pub(crate) is_new: bool,
+    /// Not even the header can be read: the segment is not among those that were found.
+    pub(crate) is_whole: bool,
+}
+
+/// Reads the journal in `dir` and shows `visit` every group above `applied`, in order, and every place in
+/// between where groups are missing that had been synced.
 ///
 /// Segments that end at or below `applied` are not read. Changes nothing but unfinished segments, which it
 /// removes.
 ///
 /// What it found is on disk when it returns: a process that was killed between write and fdatasync leaves
 /// whole groups that are only in the page cache, and nobody may be told of those.
-pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Found)) -> Result<Scan, OpenError> {
-    let mut segments = list(dir)?;
+pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Seen<'_>)) -> Result<Scan, OpenError> {
+    let (mut segments, mut damage) = list(dir)?;
+    for damaged in &damage {
+        visit(Seen::Damaged(damaged));
+    }
     let written = segments.partition_point(|segment| segment.header.number & format::REWRITTEN == 0);
     let rewritten = segments.split_off(written);
+    let mut lose = |place, what, is_new, visit: &mut dyn FnMut(Seen<'_>)| {
+        damage.push(Damaged { place, what, is_new, is_whole: false });
+        visit(Seen::Damaged(damage.last().expect("just pushed")));
+    };
     let mut next = applied + 1;
     let mut reusable = None;
-    for (at, Segment { header, .. }) in segments.iter().enumerate() {
+    for (at, Segment { header, bytes }) in segments.iter().enumerate() {
         let follower = segments.get(at + 1).map(|follower| follower.header);
         if follower.is_some_and(|follower| follower.first_lsn <= applied + 1) {
             continue;
         }
         // What follows the first segment that is read starts where that one was found to end.
         if header.first_lsn > next {
-            return Err(corrupt(
-                header.number,
-                0,
-                format!("groups before lsn {} are missing", header.first_lsn),
-            ));
+            let what = format!("groups {next} to {} are missing in front of it", header.first_lsn - 1);
+            let place = Place { segment: header.number, offset: 0, len: 0 };
+            lose(place, what, true, visit);
         }
         let mut walk = Walk::open(dir, *header)?;
         let below = follower.map_or(Lsn::MAX, |follower| follower.first_lsn);
-        while walk.next_lsn < below
-            && let Some(found) = walk.next_group()?
-        {
-            if found.lsn > applied {
-                visit(found);
+        let mut torn = false;
+        while walk.next_lsn < below && !torn {
+            if let Some(found) = walk.next_group()? {
+                if found.lsn > applied {
+                    visit(Seen::Group(found));
+                }
+                continue;
+            }
+            let (missing, offset) = (walk.next_lsn, walk.offset);
+            let found = walk.find_later(follower.map(|follower| follower.first_lsn))?;
+            torn = !found && follower.is_none();
+            if !torn {
+                // Something behind it proves that it had been synced.
+                let until = if found { walk.next_lsn } else { below };
+                let len = if found { walk.offset } else { *bytes } - offset;
+                let what = format!("groups {missing} to {} cannot be read", until - 1);
+                let place = Place { segment: header.number, offset, len };
+                lose(place, what, until > applied + 1, visit);
+                walk.next_lsn = until;
             }
         }
         next = walk.next_lsn;
-        if next < below && follower.is_some() {
-            let what = format!("group {next} is damaged and a later segment starts at {below}");
-            return Err(corrupt(header.number, walk.offset, what));
-        }
         if follower.is_none() {
-            reusable = walk.check_tail()?.then_some((header.number, header.salt, walk.offset, walk.size));
+            reusable = walk.is_clean()?.then_some((header.number, header.salt, walk.offset, walk.size));
         }
     }
     if next <= applied {
-        let number = segments.last().map_or(0, |last| last.header.number);
-        return Err(corrupt(
-            number,
-            0,
-            format!("the journal ends at lsn {}, the checkpoint at {applied}", next - 1),
-        ));
-    }
-    if segments.is_empty() && applied > 0 {
-        return Err(corrupt(0, 0, format!("there is no segment, but a checkpoint at lsn {applied}")));
+        let what = format!("the journal ends at group {}, the checkpoint at {applied}", next - 1);
+        let place =
+            Place { segment: segments.last().map_or(0, |last| last.header.number), offset: 0, len: 0 };
+        lose(place, what, true, visit);
+        (next, reusable) = (applied + 1, None);
+    } else if segments.is_empty() && applied > 0 {
+        lose(Place { segment: 0, offset: 0, len: 0 }, "there is no segment".to_owned(), true, visit);
     }
     if let Some(last) = segments.last() {
         sync(dir, last.header.number)?;
     }
-    let next_number = segments.last().map_or(1, |last| last.header.number + 1);
-    Ok(Scan { segments, rewritten, end: End { last_lsn: next - 1, next_number, reusable } })
+    let numbers = segments.iter().map(|segment| segment.header.number);
+    let lost = damage.iter().map(|damaged| damaged.place.segment);
+    let number = numbers.chain(lost).filter(|number| number & format::REWRITTEN == 0).max();
+    let next_number = number.unwrap_or(0) + 1;
+    Ok(Scan { segments, rewritten, damage, end: End { last_lsn: next - 1, next_number, reusable } })
 }
 
 /// Syncs the last segment and its name. Those in front of it were synced before it was made.
@@ -118,11 +148,18 @@ fn sync(dir: &Path, number: u64) -> Result<(), OpenError> {
     synced.map_err(|source| OpenError::Io { doing: "sync", path, source })
 }
 
+/// What a scan comes by.
+#[derive(Debug)]
+pub(crate) enum Seen<'a> {
+    Group(Found),
+    Damaged(&'a Damaged),
+}
+
 /// The segments in `dir`, in the order they were written; then those that were rewritten.
-fn list(dir: &Path) -> Result<Vec<Segment>, OpenError> {
+fn list(dir: &Path) -> Result<(Vec<Segment>, Vec<Damaged>), OpenError> {
     let io = |doing| move |source| OpenError::Io { doing, path: dir.to_owned(), source };
     let mut segments: Vec<Segment> = Vec::new();
-    let mut numbers = Vec::new();
+    let (mut numbers, mut damage) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(dir).map_err(io("list"))? {
         let entry = entry.map_err(io("list"))?;
         let name = entry.file_name();
@@ -133,7 +170,15 @@ fn list(dir: &Path) -> Result<Vec<Segment>, OpenError> {
     }
     numbers.sort_unstable();
     for number in numbers {
-        let segment = read_header(dir, number)?;
+        let Some(segment) = read_header(dir, number)? else {
+            damage.push(Damaged {
+                place: Place { segment: number, offset: 0, len: 0 },
+                what: "the header of the segment cannot be read".to_owned(),
+                is_new: false,
+                is_whole: true,
+            });
+            continue;
+        };
         let (header, rewritten) = (segment.header, number & format::REWRITTEN != 0);
         if let Some(Segment { header: last, .. }) = segments.last()
             && (last.store_id != header.store_id || !rewritten && last.first_lsn > header.first_lsn)
@@ -142,28 +187,40 @@ fn list(dir: &Path) -> Result<Vec<Segment>, OpenError> {
         }
         segments.push(segment);
     }
-    Ok(segments)
+    // Behind the last segment that can be read, nobody knows what was lost.
+    let last =
+        segments.iter().rev().map(|segment| segment.header.number).find(|n| n & format::REWRITTEN == 0);
+    for damaged in &mut damage {
+        let number = damaged.place.segment;
+        damaged.is_new = number & format::REWRITTEN == 0 && last.is_none_or(|last| number > last);
+    }
+    Ok((segments, damage))
 }
 
-fn read_header(dir: &Path, number: u64) -> Result<Segment, OpenError> {
+/// `None` if it is damaged.
+fn read_header(dir: &Path, number: u64) -> Result<Option<Segment>, OpenError> {
     let path = dir.join(format::segment_name(number));
     let mut raw = [0; SegmentHeader::LEN];
     let read = File::open(&path).and_then(|file| {
-        file.read_exact_at(&mut raw, 0)?;
-        Ok(file.metadata()?.len())
-    });
-    let bytes = match read {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-        Err(source) => return Err(OpenError::Io { doing: "read", path, source }),
-        Ok(bytes) => bytes,
-    };
-    match SegmentHeader::decode(&raw) {
-        Ok(header) if header.number == number => Ok(Segment { header, bytes }),
-        Err(HeaderError::Format(found)) => Err(OpenError::Format { path, found, known: FORMAT }),
-        Ok(_) | Err(HeaderError::Damaged) => {
-            Err(corrupt(number, 0, "the header of the segment is damaged".to_owned()))
+        let bytes = file.metadata()?.len();
+        match file.read_exact_at(&mut raw, 0) {
+            Err(error) if !is_damage(&error) => Err(error),
+            _ => Ok(bytes),
         }
+    });
+    let bytes = read.map_err(|source| OpenError::Io { doing: "read", path: path.clone(), source })?;
+    match SegmentHeader::decode(&raw) {
+        Ok(header) if header.number == number => Ok(Some(Segment { header, bytes })),
+        Err(HeaderError::Format(found)) => Err(OpenError::Format { path, found, known: FORMAT }),
+        Ok(_) | Err(HeaderError::Damaged) => Ok(None),
     }
+}
+
+/// Whether an error of reading says that the bytes are lost; reading again would not bring them back.
+pub(crate) fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, InvalidData, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | UnexpectedEof | NotFound | FileTooLarge)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 fn corrupt(segment: u64, offset: u64, what: String) -> OpenError {
@@ -221,35 +278,48 @@ impl Walk {
         Ok(Some((group, Bytes::copy_from_slice(records))))
     }
 
-    /// Judges what stands behind the last valid group: an error if it proves that the next group had been
-    /// synced; true if it is nothing but zeros.
-    fn check_tail(&mut self) -> Result<bool, OpenError> {
-        let (end, next) = (self.offset, self.next_lsn);
+    /// Goes to the first whole group behind a damaged one that proves that the damaged one had been synced; false
+    /// if there is none. In a segment with a follower, which starts at `below`, every group below that is proof.
+    fn find_later(&mut self, below: Option<Lsn>) -> Result<bool, OpenError> {
+        let next = self.next_lsn;
         // No more groups than fit; keeps payloads from being taken for headers.
-        let later = next + 1..=next + self.size / GroupHeader::LEN as u64;
-        let mut clean = true;
-        let mut offset = self.next_data(end);
+        let most = next + self.size / GroupHeader::LEN as u64;
+        let later = next + 1..=below.map_or(most, |below| most.min(below - 1));
+        let mut offset = self.next_data(self.offset);
         while offset < self.size {
             let page = (self.size - offset).min(PAGE);
-            if self.get(offset, page as usize)?.is_some_and(|page| page.iter().all(|byte| *byte == 0)) {
+            if self.is_zero(offset, page)? {
                 offset = self.next_data(offset + page);
                 continue;
             }
-            clean = false;
             for offset in (offset..offset + page).step_by(8) {
                 if let Some((group, _)) = self.group_at(offset, later.clone())?
-                    && group.write_start().is_some_and(|start| start > next)
+                    && (below.is_some() || group.write_start().is_some_and(|start| start > next))
                 {
-                    let what = format!(
-                        "group {next} is damaged, but group {} at byte {offset} was written after it was synced",
-                        group.lsn
-                    );
-                    return Err(corrupt(self.header.number, end, what));
+                    (self.offset, self.next_lsn) = (offset, group.lsn);
+                    return Ok(true);
                 }
             }
             offset += page;
         }
-        Ok(clean)
+        Ok(false)
+    }
+
+    /// Whether nothing but zeros stands behind the last valid group.
+    fn is_clean(&mut self) -> Result<bool, OpenError> {
+        let mut offset = self.next_data(self.offset);
+        while offset < self.size {
+            let page = (self.size - offset).min(PAGE);
+            if !self.is_zero(offset, page)? {
+                return Ok(false);
+            }
+            offset = self.next_data(offset + page);
+        }
+        Ok(true)
+    }
+
+    fn is_zero(&mut self, offset: u64, len: u64) -> Result<bool, OpenError> {
+        Ok(self.get(offset, len as usize)?.is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0)))
     }
 
     /// Skips space that was reserved and never written, which need not be read to be known as zeros.

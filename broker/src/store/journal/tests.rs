@@ -9,7 +9,10 @@ use std::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{scan::Scan, *};
+use super::{
+    scan::{Scan, Seen},
+    *,
+};
 use crate::store::{OpenError, facts::samples::*, files};
 
 /// What was done to the disk, in order. A segment is made whole and synced; an append is a write and a sync.
@@ -151,8 +154,10 @@ type Found = Vec<(Lsn, Vec<Record>)>;
 
 fn reopen(dir: &Path) -> Result<(Scan, Found), OpenError> {
     let mut groups = Vec::new();
-    let scan = scan::scan(dir, 0, &mut |found| {
-        groups.push((found.lsn, scan::split(found.records).collect()));
+    let scan = scan::scan(dir, 0, &mut |seen| {
+        if let Seen::Group(found) = seen {
+            groups.push((found.lsn, scan::split(found.records).collect()));
+        }
     })?;
     Ok((scan, groups))
 }
@@ -199,26 +204,48 @@ fn both_ways_of_writing_give_the_same_groups() {
     }
 }
 
+/// The lsns that can be read, and what is damaged: segment, offset, and whether groups above the checkpoint went.
+fn contained(dir: &Path) -> (Vec<Lsn>, Vec<(u64, u64, bool)>) {
+    let (scan, found) = reopen(dir).unwrap();
+    let damage =
+        scan.damage.iter().map(|damaged| (damaged.place.segment, damaged.place.offset, damaged.is_new));
+    (found.into_iter().map(|(lsn, _)| lsn).collect(), damage.collect())
+}
+
 #[test]
-fn a_damaged_group_with_a_synced_one_behind_it_is_corruption_and_nothing_is_changed() {
+fn a_damaged_group_with_a_synced_one_behind_it_is_told_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, _) = journal(dir.path(), JournalIo::Plain);
     let places = append(&mut journal, &[sample(1, 100)]).unwrap();
     append(&mut journal, &[sample(2, 100)]).unwrap();
     flip(dir.path(), &places[0]);
     let before = std::fs::read(dir.path().join(format::segment_name(1))).unwrap();
-    assert!(matches!(reopen(dir.path()), Err(OpenError::Corrupt { segment: 1, offset: 64, .. })));
+    assert_eq!(contained(dir.path()), (vec![2], vec![(1, 64, true)]));
     assert_eq!(std::fs::read(dir.path().join(format::segment_name(1))).unwrap(), before);
+    let none = scan::scan(dir.path(), 1, &mut |_| {}).unwrap();
+    assert!(!none.damage[0].is_new, "the checkpoint has it");
 }
 
 #[test]
-fn a_damaged_group_in_front_of_a_later_segment_is_corruption() {
+fn a_damaged_group_in_front_of_a_later_segment_is_told_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, _) = journal(dir.path(), JournalIo::Plain);
-    let places = append(&mut journal, &[sample(1, 2000), sample(2, 2000), sample(3, 2000)]).unwrap();
-    assert_ne!(places[0].segment, places[2].segment);
+    let places = append(&mut journal, &[sample(1, 1500), sample(2, 1500), sample(3, 2000)]).unwrap();
+    assert_ne!(places[1].segment, places[2].segment);
     flip(dir.path(), &places[0]);
-    assert!(matches!(reopen(dir.path()), Err(OpenError::Corrupt { .. })));
+    assert_eq!(contained(dir.path()), (vec![2, 3], vec![(1, 64, true)]));
+    flip(dir.path(), &places[1]);
+    assert_eq!(contained(dir.path()), (vec![3], vec![(1, 64, true)]));
+}
+
+#[test]
+fn a_segment_without_a_header_is_told_and_its_number_is_not_given_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut journal, _) = journal(dir.path(), JournalIo::Plain);
+    append(&mut journal, &[sample(1, 4000), sample(2, 4000)]).unwrap();
+    file(dir.path(), 2).write_all_at(&[9], 30).unwrap();
+    assert_eq!(contained(dir.path()), (vec![1], vec![(2, 0, true)]));
+    assert_eq!(reopen(dir.path()).unwrap().0.end.next_number, 3);
 }
 
 #[test]
@@ -291,12 +318,13 @@ fn another_format_is_refused_by_its_number() {
 }
 
 #[test]
-fn a_missing_segment_is_corruption() {
+fn a_missing_segment_is_told_and_the_rest_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (mut journal, _) = journal(dir.path(), JournalIo::Plain);
     append(&mut journal, &[sample(1, 4000), sample(2, 4000), sample(3, 4000)]).unwrap();
     std::fs::remove_file(dir.path().join(format::segment_name(2))).unwrap();
-    assert!(matches!(reopen(dir.path()), Err(OpenError::Corrupt { .. })));
+    let (found, damage) = contained(dir.path());
+    assert_eq!((found, damage.len(), damage[0].2), (vec![1, 3], 1, true));
 }
 
 #[derive(Debug, Clone)]
@@ -366,6 +394,7 @@ proptest! {
         let reported = tape.replay(crashed.path(), cut.index(ops + 1), || lost.next().unwrap());
         let (scan, found) = reopen(crashed.path()).unwrap();
         prop_assert!(scan.end.last_lsn >= reported, "{} was reported, {:?}", reported, scan);
+        prop_assert!(scan.damage.is_empty(), "a crash damages nothing: {:?}", scan.damage);
         for (expected, (lsn, records)) in (1..).zip(found) {
             prop_assert_eq!(lsn, expected);
             if lsn <= reported {

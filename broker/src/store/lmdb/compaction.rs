@@ -40,6 +40,25 @@ use crate::store::{
     },
 };
 
+/// Survivors that were copied.
+#[derive(Debug)]
+pub(super) struct Copied {
+    /// Durable under its name; `None` if nothing survived.
+    pub(super) new: Option<Segment>,
+    /// Where each index entry's records are now.
+    pub(super) moves: Vec<Move>,
+}
+
+/// Why survivors were not copied.
+#[derive(Debug, thiserror::Error)]
+#[error("copying of segment {segment:x}: {error}")]
+pub(super) struct CopyError {
+    pub(super) segment: u64,
+    /// The segment is damaged: it will not be better the next time.
+    pub(super) is_damage: bool,
+    pub(super) error: io::Error,
+}
+
 /// How long each segment's live bytes have stood still.
 #[derive(Debug, Default)]
 pub(super) struct Settled(HashMap<u64, (u64, u32)>);
@@ -108,16 +127,17 @@ pub(super) fn choose(
 /// Copies what the runs claim out of the old segments. Calls `breathe` after every so many bytes that were
 /// read; stops if that says so.
 ///
-/// Returns the new segment, durable under its name, and where each run's records are in it. `None` if it was
-/// stopped or nothing was left to copy. On an error nothing remains but a temporary file.
+/// `None` if it was stopped. On an error nothing remains but a temporary file.
 pub(super) fn copy(
     segments: &Segments,
     store_id: [u8; 16],
     old: &[Segment],
     runs: Vec<(u32, super::index::Key, super::index::Run)>,
     breathe: &mut dyn FnMut() -> ControlFlow<()>,
-) -> io::Result<Option<(Option<Segment>, Vec<Move>)>> {
-    let mut rewrite = Rewrite::begin(&segments.dir, store_id, segments.next_rewritten())?;
+) -> Result<Option<Copied>, CopyError> {
+    let number = segments.next_rewritten();
+    let of_new = |error| CopyError { segment: number, is_damage: false, error };
+    let mut rewrite = Rewrite::begin(&segments.dir, store_id, number).map_err(of_new)?;
     let mut moves: Vec<Move> =
         runs.into_iter().map(|(source, key, run)| Move { source, key, run, to: None, bytes: 0 }).collect();
     let order: HashMap<u64, usize> =
@@ -138,19 +158,20 @@ pub(super) fn copy(
             }
             Err(error) => {
                 rewrite.abandon();
-                return Err(error);
+                let segment = segment.header.number;
+                return Err(CopyError { segment, is_damage: scan::is_damage(&error), error });
             }
         }
     }
     let any = moves.iter().any(|planned| planned.to.is_some());
     let new = if any {
-        Some(rewrite.finish()?)
+        Some(rewrite.finish().map_err(of_new)?)
     } else {
         rewrite.abandon();
         None
     };
     moves.sort_unstable_by_key(|planned| (planned.source, planned.key));
-    Ok(Some((new, moves)))
+    Ok(Some(Copied { new, moves }))
 }
 
 /// `moves` are those of this segment, by offset.

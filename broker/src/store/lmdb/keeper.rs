@@ -10,7 +10,7 @@ use std::{
 use super::{
     Gathering, Shared,
     checkpoint::{Live, LiveChanges},
-    compaction::{self, Settled},
+    compaction::{self, Copied, Settled},
     lock_of,
     overlay::Layer,
     room::{PROBE, Part, Reserve},
@@ -155,11 +155,19 @@ impl Keeper {
         // Where space is short, what would be free soon is wanted now.
         let low = shared.room.is_low();
         let (after, bytes) = (if low { 0 } else { options.rewrite_after }, options.segment_bytes);
-        let old = compaction::choose(closed, &self.live, &self.settled, after, bytes);
+        let closed: Vec<Segment> =
+            closed.iter().filter(|segment| !shared.quarantine.has(segment.header.number)).copied().collect();
+        let old = compaction::choose(&closed, &self.live, &self.settled, after, bytes);
         if old.is_empty() {
             return;
         }
         if let Err(error) = self.try_rewrite(shared, &old) {
+            if let RewriteError::Copy(error) = &error
+                && error.is_damage
+            {
+                let what = format!("it cannot be rewritten: {}", error.error);
+                return shared.quarantine.tell(&shared.events, error.segment, 0, what);
+            }
             tracing::warn!(%error, "old segments cannot be rewritten now");
             self.hold_off = if low { HOLD_OFF_LOW } else { HOLD_OFF };
         }
@@ -169,7 +177,7 @@ impl Keeper {
         let runs = shared.checkpoint.runs_in(&old.iter().map(|segment| segment.header.number).collect())?;
         let copied =
             compaction::copy(&shared.segments, self.store_id, old, runs, &mut || self.breathe(shared))?;
-        let Some((new, moves)) = copied else { return Ok(()) };
+        let Some(Copied { new, moves }) = copied else { return Ok(()) };
         // It can be read before an entry says so.
         shared.segments.add(new);
         #[cfg(test)]
@@ -228,8 +236,8 @@ enum RewriteError {
     Index(#[from] super::checkpoint::Error),
     #[error(transparent)]
     Commit(#[from] super::checkpoint::CommitError),
-    #[error("copying: {0}")]
-    Copy(#[from] std::io::Error),
+    #[error(transparent)]
+    Copy(#[from] compaction::CopyError),
 }
 
 /// Waits for changes, and then until a checkpoint is due: by time, by bytes, or because the store stops.

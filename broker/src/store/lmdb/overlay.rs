@@ -94,11 +94,20 @@ pub(super) struct Overlay {
     pub(super) ends: HashMap<u32, LogEnd>,
     /// The run of each Log that the next record may extend: the one at its end, if it was not cut.
     tails: HashMap<u32, (u64, Run)>,
+    /// Groups that can no longer be read stood here: seqs that are missing behind it were in them.
+    lost: Option<Place>,
 }
 
 impl Overlay {
     pub(super) fn new(ends: HashMap<u32, LogEnd>) -> Self {
         Self { ends, ..Self::default() }
+    }
+
+    /// Groups of which nothing is known any more stood at this place.
+    pub(super) fn lose(&mut self, place: Place) {
+        self.lost = Some(place);
+        // What follows is not behind the last run.
+        self.tails.clear();
     }
 
     /// Takes the effects of a durable group.
@@ -153,6 +162,16 @@ impl Overlay {
         let span = Span::of(record).expect("only Log records and gaps are appended");
         let end = self.ends.entry(source).or_default();
         let is_next = span.start > end.last;
+        let changes = self.active.log(source, *end);
+        if let Some(place) = self.lost
+            && end.last > 0
+            && span.start > end.last + 1
+        {
+            // An entry that cannot be read tells its reader what is lost.
+            let run = Run { place, last: span.start - 1, bytes: 0, gap: false };
+            changes.runs.insert((end.last + 1, facts::FULL), run);
+            self.active.cost += ENTRY_COST;
+        }
         let changes = self.active.log(source, *end);
         if !is_next {
             // What follows takes the place of what it covers; a change of epoch covers nothing, but no run

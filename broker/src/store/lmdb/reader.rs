@@ -101,10 +101,13 @@ impl Reader<'_> {
                     {
                         continue 'view;
                     }
-                    Err(error) if !is_damage(&error) => return Err(error.into()),
+                    Err(error) if !scan::is_damage(&error) => return Err(error.into()),
                     Err(error) => {
                         tracing::error!(%error, source = request.source, from = key.0, to = run.last,
                             "records of a Log cannot be read, a gap is told instead");
+                        let what = format!("records of a Log cannot be read, from seq {}: {error}", key.0);
+                        let (events, place) = (&self.shared.events, run.place);
+                        self.shared.quarantine.tell(events, place.segment, place.offset, what);
                         if answer.add(unreadable(request.source, at.0, key, &run)).is_break() {
                             return Ok(answer.records);
                         }
@@ -185,13 +188,6 @@ fn view(shared: &Shared, source: u32, from: u64) -> checkpoint::Result<(Runs, Ke
     }
     runs.retain(|key, _| *key < until);
     Ok((runs, until))
-}
-
-/// The records are lost; reading again would not bring them back.
-fn is_damage(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, InvalidData, NotFound, UnexpectedEof};
-    matches!(error.kind(), InvalidData | UnexpectedEof | NotFound | FileTooLarge)
-        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 /// Stands in for records whose groups are damaged: a reader is told, and goes on behind them.

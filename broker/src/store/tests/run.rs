@@ -121,6 +121,7 @@ impl<'a> Run<'a> {
         let mut disk = Disk::new(JournalIo::Plain).unwrap();
         disk.tape = Some(faults.clone());
         let (store, recovered) = lmdb::open_on(path, options(), disk).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(recovered.damage, [], "a crash damages nothing");
         let last = recovered.last_lsn;
         assert!(last >= world.durable, "groups up to {} were durable, {last} is the last", world.durable);
         assert!(world.groups.len() as u64 >= last, "group {last} was never written");
@@ -382,6 +383,7 @@ impl<'a> Run<'a> {
                 self.apply(Event::ReadDone { read, records });
             }
             StoreEvent::Low { reason } => panic!("{reason}"),
+            StoreEvent::Damaged(damage) => panic!("a crash damages nothing: {damage}"),
             StoreEvent::Ample => {}
             StoreEvent::Refused { lsn, reason } => {
                 self.apply(Event::StoreRefused { lsn, reason });
