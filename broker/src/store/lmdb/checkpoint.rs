@@ -255,7 +255,7 @@ impl Checkpoint {
                 Err(heed::Error::Mdb(MdbError::MapFull)) => self.grow()?,
                 // After some errors LMDB refuses everything until the file is opened anew.
                 Err(error @ (heed::Error::Io(_) | heed::Error::Mdb(MdbError::Panic))) => {
-                    self.reopen()?;
+                    self.open_anew(&mut self.opened.write().unwrap_or_else(PoisonError::into_inner))?;
                     return Err(error.into());
                 }
                 result => return Ok(result?),
@@ -272,28 +272,26 @@ impl Checkpoint {
         }
         #[cfg(test)]
         let wanted = if self.growth_fails.load(Relaxed) { 1 << 60 } else { wanted };
-        let alone = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+        let mut alone = self.opened.write().unwrap_or_else(PoisonError::into_inner);
         let Some(opened) = &*alone else { return Ok(()) };
         // SAFETY: every transaction is opened and ended under a shared lock of `opened`, which this function
         // holds alone.
-        let grown = unsafe { opened.env.resize(wanted) };
-        drop(alone);
-        match grown {
+        match unsafe { opened.env.resize(wanted) } {
             Ok(()) => {
                 self.map_bytes.store(wanted, Relaxed);
                 Ok(())
             }
             Err(error) => {
-                // LMDB has unmapped the file by now, and would map nothing if it were asked for the old size.
-                self.reopen()?;
+                // LMDB has unmapped the file by now, and would map nothing if it were asked for the old size. Nobody
+                // may look at it before it is opened anew.
+                self.open_anew(&mut alone)?;
                 Err(CommitError::Grow { wanted, error })
             }
         }
     }
 
     /// Closes the file and opens it with the size of map that it had.
-    fn reopen(&self) -> Result<()> {
-        let mut opened = self.opened.write().unwrap_or_else(PoisonError::into_inner);
+    fn open_anew(&self, opened: &mut Option<Opened>) -> Result<()> {
         *opened = None;
         *opened = Some(Opened::open(&self.path, self.map_bytes.load(Relaxed))?);
         Ok(())
