@@ -181,6 +181,7 @@ impl Broker {
                     StoreEvent::Refused { lsn, reason } => Event::StoreRefused { lsn, reason },
                     StoreEvent::Low { reason } => Event::StoreLow { reason },
                     StoreEvent::Ample => Event::StoreAmple,
+                    StoreEvent::Damaged(damage) => Event::StoreDamaged(damage),
                 });
             }
             if self.core.deadline().is_some_and(|at| at <= self.now - self.started) {
