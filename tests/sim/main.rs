@@ -4,7 +4,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `plan` | from a seed to a script |
-//! | `world`, `wire`, `host`, `disk`, `client` | what a script happens to |
+//! | `world`, `wire`, `host`, `disk`, `client`, `fleet` | what a script happens to |
 //! | `shadow` | what a disk durably holds, and the rules of each record |
 //! | `oracle` | the rules across hosts, and what each fault may take |
 //! | `shrink` | from a failing run to a short one |
@@ -17,6 +17,7 @@
 
 mod client;
 mod disk;
+mod fleet;
 mod host;
 mod oracle;
 mod plan;

@@ -89,6 +89,10 @@ impl Plan {
         self.rng.random_bool(chance).into()
     }
 
+    fn how(&mut self) -> How {
+        *[How::Set, How::Set, How::Delete, How::Compare].choose(&mut self.rng).expect("not empty")
+    }
+
     fn work(&mut self) -> What {
         match self.rng.random_range(0..100) {
             0..26 => What::Publish {
@@ -100,15 +104,19 @@ impl Plan {
                 pad: if self.rng.random_bool(0.05) { self.rng.random_range(1000..60_000) } else { 0 },
             },
             26..32 => What::Down { node: self.node(), retain: self.flag(0.2) },
-            32..38 => What::Write {
+            32..33 => What::Object { number: self.rng.random_range(0..8), how: self.how() },
+            33..35 => match self.rng.random_range(0..8) {
+                0 => What::Barrier {},
+                1 => What::Accept { node: self.node() },
+                _ => What::Want { node: self.node(), mask: self.rng.random() },
+            },
+            35..40 => What::Write {
                 node: self.dialler(),
                 space: SpaceName(self.rng.random_range(0..SPACES.len())),
                 key: self.rng.random_range(0..4),
-                how: *[How::Set, How::Set, How::Delete, How::Compare]
-                    .choose(&mut self.rng)
-                    .expect("not empty"),
+                how: self.how(),
             },
-            38..46 => What::Read { node: self.dialler(), count: self.rng.random_range(1..20) },
+            40..46 => What::Read { node: self.dialler(), count: self.rng.random_range(1..20) },
             46..68 => What::Carry {
                 node: self.dialler(),
                 way: self.way(),

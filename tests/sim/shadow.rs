@@ -68,6 +68,10 @@ pub(crate) struct Held {
     pub(crate) pair: Pair,
     pub(crate) tombstone: bool,
     pub(crate) crc: u32,
+    /// It went because a want no longer lists it; it comes back as it was.
+    unlisted: bool,
+    /// Of a want: what it lists.
+    listed: BTreeSet<String>,
 }
 
 /// What a disk has just learned.
@@ -269,17 +273,18 @@ impl Shadow {
         let pair = (record.header.epoch, record.header.seq);
         let tombstone = record.header.kind == Kind::TOMBSTONE;
         let imported = record.header.flags.contains(Flags::IMPORTED);
+        let unlisted = record.header.flags.contains(Flags::UNLISTED);
         let crc = crc32c::crc32c(&record.body);
         if let Some(held) = self.state.get(&(source, key.clone())) {
             rule!(
-                held.pair < pair,
+                held.pair < pair || (held.pair == pair && (unlisted || held.unlisted)),
                 "the_pair_of_a_key_never_decreases",
                 "{space} of {origin:?}: {key} went from {:?} to {pair:?}",
                 held.pair
             );
         }
         // Revision 0 is a barrier's: it stands for many keys.
-        if imported && pair.1 != 0 {
+        if imported && !unlisted && pair.1 != 0 {
             let place = (origin.clone(), space.clone(), pair);
             let now = (key.clone(), crc);
             let held = self.pairs.entry(place).or_insert_with(|| now.clone());
@@ -289,8 +294,31 @@ impl Shadow {
                 "{space} of {origin:?} at {pair:?}: {held:?}, {now:?}"
             );
         }
-        self.state.insert((source, key.clone()), Held { pair, tombstone, crc });
+        if unlisted {
+            self.check_unlisted(source, &key, pair);
+        }
+        let want = key.starts_with("want/") && !tombstone;
+        let want =
+            want.then(|| codec::decode::<proto::Want>(view.payload().to_vec().into()).expect("a want"));
+        let listed = want.map(|want| want.keys.into_iter().collect()).unwrap_or_default();
+        self.state.insert((source, key.clone()), Held { pair, tombstone, crc, unlisted, listed });
+        if unlisted {
+            return;
+        }
         self.news.push(News::State { origin, space, key, pair, tombstone, imported });
+    }
+
+    /// Absence alone removes nothing: a want that does not list a key does, or a barrier of a newer
+    /// incarnation that has not named it.
+    fn check_unlisted(&self, source: u32, key: &str, pair: Pair) {
+        let held = |key: &str| self.state.get(&(source, key.to_owned())).filter(|held| !held.tombstone);
+        let barrier = held("barrier").is_some_and(|barrier| barrier.pair.0 > pair.0);
+        let mut wants = self
+            .state
+            .range((source, "want/".to_owned())..)
+            .take_while(|((at, key), _)| *at == source && key.starts_with("want/"));
+        let delisted = wants.any(|(_, want)| want.tombstone || !want.listed.contains(key));
+        rule!(barrier || delisted, "nothing_is_removed_before_a_barrier", "{key} at {pair:?}");
     }
 
     fn mark(&mut self, record: &Record) {

@@ -21,6 +21,7 @@ use octobus_tests::script::{
 use crate::{
     client::Message,
     disk::Copy,
+    fleet::Fleet,
     host::{Host, Out},
     oracle::Oracle,
     shadow::{News, rule},
@@ -31,9 +32,9 @@ use crate::{
 const DEAF_AT_NODE: Duration = Duration::from_secs(6);
 const DEAF_AT_HUB: Duration = Duration::from_secs(15);
 /// Rounds of settling until the world must be quiet, and rounds without any change that say it is.
-const SETTLE_ROUNDS: usize = 600;
-const QUIET_ROUNDS: usize = 8;
-const SETTLE_ROUND: Duration = Duration::from_millis(500);
+const SETTLE_ROUNDS: usize = 300;
+const QUIET_ROUNDS: usize = 3;
+const SETTLE_ROUND: Duration = Duration::from_secs(1);
 /// Spaces that watchers at the hub follow.
 const WATCHED: [&str; 3] = ["retained", "status", "twin"];
 
@@ -197,7 +198,9 @@ impl World {
             | What::Version { node: host, .. }
             | What::Clone { node: host, .. }
             | What::Alarms { node: host, .. } => host.0,
+            What::Want { node: host, .. } | What::Accept { node: host } => host.0,
             What::Unclone {} => COPY,
+            What::Object { .. } | What::Barrier {} => HUB,
         };
         if self.hosts[who].is_none() {
             return;
@@ -256,7 +259,17 @@ impl World {
                 host.config.default_stream.policy.bytes_max = bytes;
                 host.crash(now);
             }),
-            What::Watch { .. } => {}
+            What::Object { number, how } => {
+                let command = self.oracle.fleet.object(number, how);
+                self.host(HUB).command(now, command);
+            }
+            What::Want { mask, .. } if who < NODES => {
+                let command = self.oracle.fleet.want(who, mask);
+                self.host(HUB).command(now, command);
+            }
+            What::Barrier {} => self.host(HUB).command(now, Fleet::barrier()),
+            What::Accept { .. } if who < NODES => self.host(HUB).command(now, Fleet::accept(who)),
+            What::Watch { .. } | What::Want { .. } | What::Accept { .. } => {}
         }
     }
 
@@ -582,6 +595,24 @@ impl World {
     fn settle(&mut self) {
         self.switch_off_copy();
         self.ages.clear();
+        self.come_to_rest();
+        // A hub that lost something is told it again; then an operator accepts what nodes hold back.
+        let now = self.now;
+        let hub = self.hosts[HUB].as_mut().expect("the hub");
+        self.oracle.fleet.list(hub, now);
+        self.come_to_rest();
+        let now = self.now;
+        for node in 0..NODES {
+            self.host(HUB).command(now, Fleet::accept(node));
+        }
+        self.come_to_rest();
+        if self.verbose {
+            self.hosts.iter().flatten().for_each(|host| eprintln!("{host:#?}"));
+        }
+        self.check();
+    }
+
+    fn come_to_rest(&mut self) {
         let mut quiet = 0;
         for round in 0.. {
             rule!(round < SETTLE_ROUNDS, "the_world_comes_to_rest", "still moving after {round} rounds");
@@ -606,13 +637,9 @@ impl World {
             self.find_deaf();
             quiet = if self.events == before && self.is_at_rest() { quiet + 1 } else { 0 };
             if quiet == QUIET_ROUNDS {
-                break;
+                return;
             }
         }
-        if self.verbose {
-            self.hosts.iter().flatten().for_each(|host| eprintln!("{host:#?}"));
-        }
-        self.check();
     }
 
     fn carry_all(&mut self) {
@@ -641,6 +668,7 @@ impl World {
             let (at, hub) =
                 (self.hosts[node].as_ref().expect("a node"), self.hosts[HUB].as_ref().expect("the hub"));
             self.oracle.settled(node, at, hub);
+            self.oracle.fleet.check(node, at, hub);
             for space in WATCHED {
                 let here = at.disk.shadow.live(&at.name, space);
                 let there = hub.disk.shadow.live(&at.name, space);

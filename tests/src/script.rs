@@ -92,6 +92,14 @@ verbs! {
     Down = "down" { node: Host, retain: Flag },
     /// A node writes, deletes or compares-and-sets a key of a space of its own.
     Write = "write" { node: Host, space: SpaceName, key: u8, how: How },
+    /// The source of what nodes are to have changes an object.
+    Object = "object" { number: u8, how: How },
+    /// The source wants these objects of a node, by bits.
+    Want = "want" { node: Host, mask: u8 },
+    /// The source has been listed completely.
+    Barrier = "barrier" {},
+    /// An operator accepts what a node holds back.
+    Accept = "accept" { node: Host },
     /// The subscriber of a node handles this many of what it was sent.
     Read = "read" { node: Host, count: u32 },
     /// The subscriber of a node goes away.

@@ -12,7 +12,7 @@ use codec::{Flags, Kind, Record, RecordHeader, proto};
 use super::{
     Core,
     event::{Role, SessionId},
-    link::InFlight,
+    link::{InFlight, Link},
     space::{
         BARRIER, Pair,
         scope::{ACCEPT, INTENT_RESULT, Turn, WANT},
@@ -42,6 +42,19 @@ impl Core {
         self.spaces.iter().position(|space| space.scoped && space.owned)
     }
 
+    /// What a node is told of the space that it gets a part of.
+    pub(super) fn part_offer(&self, link: &Link) -> Option<proto::StateOffer> {
+        let index = self.scoped_space().filter(|_| link.peer.role == Role::Node)?;
+        let space = &self.spaces[index];
+        Some(proto::StateOffer {
+            origin: space.origin.to_string(),
+            space: space.name.to_string(),
+            incarnation: space.at.0,
+            revision: space.durable.1,
+            run: space.lineage.run(),
+        })
+    }
+
     pub(super) fn begin_part_export(&mut self, session: SessionId) {
         let Some(index) = self.scoped_space() else { return };
         let link = &self.links[&session];
@@ -55,11 +68,16 @@ impl Core {
         let node = Arc::clone(&peer.name);
         let space = &self.spaces[index];
         let held = |at: &&proto::StatePosition| *at.origin == *space.origin && *at.space == *space.name;
-        let position =
-            link.peer_positions.iter().find(held).map_or((0, 0), |at| (at.incarnation, at.revision));
-        if position > space.at {
-            // No honest receiver is ahead of the owner: this store was wiped, rolled back, or is a copy.
-            self.mint_above(position.0);
+        let held = link.peer_positions.iter().find(held);
+        let position = held.map_or((0, 0), |at| (at.incarnation, at.revision));
+        // Beyond its position it may hold parts of what came later.
+        let reached = held.map_or((0, 0), |at| (at.reached_incarnation, at.reached_revision)).max(position);
+        let run = held.map_or(0, |at| at.run);
+        // No honest receiver is ahead of the owner, nor has what another process wrote: this store was wiped,
+        // rolled back, or is a copy.
+        let same = reached.0 == space.at.0 && reached.1 > 0 && run != 0;
+        if reached > space.at || (same && !space.lineage.covers(reached.1, run)) {
+            self.mint_above(reached.0);
         }
         let space = &self.spaces[index];
         let due = space.lacking(&node, position);

@@ -42,6 +42,7 @@ impl Core {
                     run: space.lineage.run(),
                 }
             })
+            .chain(self.part_offer(link))
             .collect()
     }
 

@@ -32,6 +32,7 @@ impl Core {
         index: usize,
         record: &Record,
     ) {
+        self.follow_run(session, index);
         if record.header.kind == Kind::SYNCED {
             let space = &mut self.spaces[index];
             space.synced = (record.header.epoch, record.header.seq);

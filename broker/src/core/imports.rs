@@ -56,6 +56,8 @@ impl Core {
                 incarnation: space.position().0,
                 revision: space.position().1,
                 run: space.lineage.run(),
+                reached_incarnation: space.at.0,
+                reached_revision: space.at.1,
             })
             .collect()
     }
@@ -107,7 +109,7 @@ impl Core {
     }
 
     /// That the owner sends says that it has looked at the position that it was told.
-    fn follow_run(&mut self, session: SessionId, space: usize) {
+    pub(super) fn follow_run(&mut self, session: SessionId, space: usize) {
         let space = &mut self.spaces[space];
         if let Some(run) =
             self.links[&session].runs.get(&(Arc::clone(&space.origin), Arc::clone(&space.name)))
@@ -333,6 +335,10 @@ impl Core {
             Import::Log { log, .. } => {
                 let id = (*log)?;
                 let log = &self.logs[&id];
+                if log.durable_next <= log.epochs.first().map_or(1, |(from, _)| *from) {
+                    // Nothing of this history is durable, and its beginning says nothing of the one before.
+                    return None;
+                }
                 let seq = log.durable_next - 1;
                 let crc = log.crc_at(seq).unwrap_or(0);
                 Some(proto::SourceAck { source, epoch: log.epoch(), seq, crc, hold: self.holds(id) })
