@@ -632,6 +632,7 @@ impl Core {
         self.logs.insert(source.number, log);
         self.exports_changed();
         self.join_new_log(source.number);
+        self.bound_older_histories(source.number);
         source.number
     }
 

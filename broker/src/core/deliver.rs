@@ -6,7 +6,7 @@ use codec::{Flags, FrameView, Kind, Record};
 
 use super::{
     Core, DropReason, Reading,
-    client::{Client, ClientIx, outbound_key},
+    client::{Client, ClientIx},
     event::{Delivery, Output, Position, Reply, SessionId, Subscription},
     ledger::Effect,
     log::{self, LogId},
@@ -254,7 +254,7 @@ impl Core {
                 self.read(log, seq, 1, Reading::Redelivery(ix, packet_id));
             } else {
                 // A retained message that was under way before a restart: its Log keeps no copy.
-                self.give_up(ix, packet_id);
+                self.on_received(session, ix, packet_id);
             }
         }
     }
@@ -272,10 +272,10 @@ impl Core {
         let found =
             records.first().filter(|record| record.header.seq == seq && record.header.kind == Kind::LOG);
         let (Some(record), Some(log)) = (found, self.logs.get(&log)) else {
-            // Retention took it: the client will never get it, and its packet id is free.
-            self.give_up(ix, packet_id);
+            // Retention took it. The client may hold it already, and then takes the next message of this packet id
+            // for the same one: it is told to let go of the id, whether it has it or not.
+            self.on_received(session, ix, packet_id);
             self.stats.gap("cursor_overtaken", 1);
-            self.wake_client(ix);
             return;
         };
         let delivery = Delivery {
@@ -294,13 +294,6 @@ impl Core {
         client.inflight_bytes += delivery.frame.len();
         held.delivery = Some(delivery.clone());
         self.output(session, Output::Deliver(delivery));
-    }
-
-    /// A QoS 2 delivery that cannot be sent again gives its place in the window back.
-    fn give_up(&mut self, ix: ClientIx, packet_id: u16) {
-        let client = self.clients.get_mut(&ix).expect("the client exists");
-        client.release(packet_id);
-        self.ledger.write_local(Kind::PACKET_ID, outbound_key(&client.id, packet_id), None);
     }
 
     /// The retained messages that a new subscription asks for.

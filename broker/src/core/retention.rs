@@ -153,7 +153,10 @@ impl Core {
     /// Drops whole stretches below `first`, durably.
     pub(super) fn remove_below(&mut self, id: LogId, first: u64, reason: proto::GapReason) {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
-        let records = log.kept.free_below(first);
+        let mut records = log.kept.free_below(first);
+        if first >= log.next {
+            records += std::mem::take(&mut log.kept).records();
+        }
         log.raise(first, reason);
         log.write_table(&mut self.ledger);
         self.stats.gap(name_of(reason), records);
@@ -228,6 +231,23 @@ impl Core {
                 return;
             }
             self.remove_below(id, first, proto::GapReason::DropOldest);
+        }
+    }
+
+    /// The older histories of a stream together keep at most half of its quota, however often it begins anew.
+    pub(super) fn bound_older_histories(&mut self, current: LogId) {
+        let log = &self.logs[&current];
+        let max = log.policy.bytes_max / 2;
+        let older = self.histories.get(&log.name()).cloned().unwrap_or_default();
+        let older: Vec<LogId> =
+            older.into_iter().filter(|id| *id != current && !self.passes_on(*id)).collect();
+        for id in &older {
+            while older.iter().map(|id| self.logs[id].kept.bytes()).sum::<u64>() > max {
+                let log = &self.logs[id];
+                let whole = (!log.kept.is_empty() && log.durable_next == log.next).then_some(log.next);
+                let Some(first) = log.stretch_below(u64::MAX).or(whole) else { break };
+                self.remove_below(*id, first, proto::GapReason::DropOldest);
+            }
         }
     }
 

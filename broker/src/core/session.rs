@@ -426,7 +426,7 @@ impl Core {
     }
 
     /// PUBREC: the client holds a QoS 2 delivery.
-    fn on_received(&mut self, session: SessionId, ix: ClientIx, packet_id: u16) {
+    pub(super) fn on_received(&mut self, session: SessionId, ix: ClientIx, packet_id: u16) {
         let client = self.clients.get_mut(&ix).expect("a session's client exists");
         let durable = client.is_durable();
         let id = Arc::clone(&client.id);

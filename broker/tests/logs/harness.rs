@@ -27,7 +27,7 @@ pub(crate) const CLIENT: SessionId = SessionId(1);
 
 /// A core, its store, one client.
 pub(crate) struct Broker {
-    config: Config,
+    pub(crate) config: Config,
     core: Core,
     pub(crate) store: MemStore,
     pub(crate) now: Duration,

@@ -205,3 +205,26 @@ fn a_record_that_no_broker_can_take_goes_to_dead_letter_and_blocks_nothing() {
     let held = FrameView::parse(view.payload()).expect("the frame as it came");
     assert_eq!((entries.len(), held.payload()), (1, &b"bad"[..]));
 }
+
+#[test]
+fn a_stream_that_begins_anew_again_and_again_keeps_to_its_quota_at_the_hub() {
+    let mut node = node_with(Policy::of_class(Class::Telemetry, 1 << 30));
+    let mut config = Config::hub("h", "t", [9; 16], 2);
+    config.default_stream.policy.bytes_max = 400_000;
+    let mut hub = Broker::new(config, node.now);
+    for round in 0..8u64 {
+        fill(&mut node, "s/x", 200);
+        link(&mut node, &mut hub, SessionId(20 + round));
+        unlink(&mut node, &mut hub, SessionId(20 + round));
+        node.config.mint = true;
+        node.crash();
+    }
+    let Response::Logs(logs) = hub.ask(Command::LogList { origin: Some("n1".into()) }) else {
+        panic!("Logs")
+    };
+    assert_eq!(logs.len(), 8, "each is a history of its own");
+    let held: u64 = logs.iter().map(|log| log.bytes).sum();
+    assert!(held <= 600_000, "{held} bytes of a quota of 400 000");
+    let newest = logs.last().expect("the last");
+    assert_eq!(newest.records, 200, "the current one is whole");
+}
