@@ -187,6 +187,7 @@ pub(crate) enum TokenCommand {
 Examples:
   octobus token create --node edge-1 --data /var/lib/octobus/hub
   octobus token create --node edge-1 --replace --ttl 1h --admin HUB/admin.sock
+  octobus token create --node gw-1 --forwards pump-1,pump-2
 
 The hub must run. The token is printed once and kept by the hub only as a hash.")]
     Create(TokenArgs),
@@ -292,6 +293,9 @@ pub(crate) struct TokenArgs {
     /// May take over the name of a node that is enrolled; using it ends the old machine's access
     #[arg(long)]
     pub(crate) replace: bool,
+    /// Make it a relay, to which these nodes may link instead of to a hub
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub(crate) forwards: Vec<String>,
     /// Good for this long, for example 1h
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub(crate) ttl: Option<Duration>,

@@ -105,7 +105,7 @@ async fn enrol(config: &Config, hub: &Hub, data: &Path) -> Outcome {
         Failure::usage("dev's node enrols by HTTPS at its first start: --bootstrap cannot be off then")
     })?;
     let node = config.node.as_deref().unwrap_or("edge-1").to_owned();
-    let request = TokenRequest { node, replace: true, ttl: TOKEN_TTL };
+    let request = TokenRequest { replace: true, ttl: TOKEN_TTL, ..TokenRequest::new(&node) };
     let token = hub.create_token(&request).await.map_err(cannot_start)?;
     let hub = format!("https://{}", reachable(bootstrap));
     join::join(data, &JoinOptions { hub, token, again: false }).await.map_err(cannot_start)?;

@@ -45,7 +45,7 @@ async fn nodes(client: &Client, args: &GetArgs) -> Outcome {
     let sessions: Vec<SessionRow> = client.get("/v1/sessions", &[]).await?;
     let linked: BTreeSet<&str> = sessions
         .iter()
-        .filter(|session| session.kind == "link" && session.established)
+        .filter(|session| matches!(&*session.kind, "link" | "relayed") && session.established)
         .map(|session| session.name.as_str())
         .collect();
     let logs: Vec<LogRow> = client.get("/v1/logs", &[]).await?;
@@ -77,7 +77,7 @@ fn node(entry: &StateRow, linked: &BTreeSet<&str>, logs: &[LogRow]) -> Option<No
 
 async fn sessions(client: &Client, args: &GetArgs) -> Outcome {
     let mut rows: Vec<SessionRow> = client.get("/v1/sessions", &[]).await?;
-    rows.retain(|row| args.node.as_ref().is_none_or(|node| row.kind == "link" && row.name == *node));
+    rows.retain(|row| args.node.as_ref().is_none_or(|node| matches!(&*row.kind, "link" | "relayed") && row.name == *node));
     let heading = ["ID", "KIND", "NAME", "CONNECTED", "SUBSCRIPTIONS", "QUEUED"];
     print(args.output, &rows, &heading, |row| {
         let connected = match (row.connected, row.kind == "link" && !row.established) {

@@ -12,7 +12,12 @@ use crate::{
 
 pub(crate) async fn create(args: &TokenArgs) -> Outcome {
     let ttl_s = args.ttl.map(|ttl| ttl.as_secs());
-    let order = cloudhub::admin::TokenOrder { node: args.node.clone(), replace: args.replace, ttl_s };
+    let order = cloudhub::admin::TokenOrder {
+        node: args.node.clone(),
+        replace: args.replace,
+        ttl_s,
+        forwards: args.forwards.clone(),
+    };
     let row: cloudhub::admin::TokenRow = args.target.client()?.post_json("/v1/tokens", &order).await?;
     match args.output {
         Rows::Json => output::json(&row),

@@ -24,6 +24,9 @@ pub struct TokenOrder {
     /// Good for this many seconds; [`token::DEFAULT_TTL`] if left out.
     #[serde(default)]
     pub ttl_s: Option<u64>,
+    /// The node becomes a relay, which may forward for these names.
+    #[serde(default)]
+    pub forwards: Vec<String>,
 }
 
 /// Its answer.
@@ -49,10 +52,10 @@ async fn create(
     Json(order): Json<TokenOrder>,
 ) -> Result<Json<TokenRow>, Refusal> {
     let ttl = order.ttl_s.map_or(token::DEFAULT_TTL, Duration::from_secs);
-    let request = TokenRequest { node: order.node, replace: order.replace, ttl };
+    let request = TokenRequest { node: order.node, replace: order.replace, ttl, forwards: order.forwards };
     let token = token::create(&registry, &authority, &request).await.map_err(|error| {
         let status = match &error {
-            CreateError::Name(_) | CreateError::Ttl => StatusCode::BAD_REQUEST,
+            CreateError::Name(_) | CreateError::Ttl | CreateError::Forwards => StatusCode::BAD_REQUEST,
             CreateError::NameTaken(_) => StatusCode::CONFLICT,
             CreateError::Random(_) | CreateError::Registry(_) => StatusCode::SERVICE_UNAVAILABLE,
         };

@@ -99,6 +99,7 @@ mod tests {
             identity: format!("octobus://t/node/edge-1/{generation}").parse().unwrap(),
             serial: "0b".into(),
             key: "k".into(),
+            serves: false,
             not_before_s: 0,
             not_after_s: i64::MAX,
         }
@@ -115,6 +116,7 @@ mod tests {
             key: key.into(),
             revoked: revoked.iter().map(|&serial| serial.to_owned()).collect(),
             enrolled_us: 0,
+            forwards: Vec::new(),
         };
         assert_eq!(decide(&certificate(2), Some(&enrolment(2, "k", &[]))), Ok(()));
         assert_eq!(reason(decide(&certificate(1), Some(&enrolment(2, "k", &[])))), RefusalReason::Revoked);

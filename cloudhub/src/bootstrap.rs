@@ -80,8 +80,14 @@ impl Bootstrap {
         Self { authority, registry, quic, failures: Failures::default() }
     }
 
-    fn joined(&self, name: String, generation: u32, key: &ProvenKey) -> Result<Json<Joined>, Refused> {
-        let certificate = self.authority.issue_node(&name, generation, key, NODE_LIFETIME)?;
+    fn joined(
+        &self,
+        name: String,
+        generation: u32,
+        relay: bool,
+        key: &ProvenKey,
+    ) -> Result<Json<Joined>, Refused> {
+        let certificate = self.authority.issue_node(&name, generation, relay, key, NODE_LIFETIME)?;
         Ok(Json(Joined {
             certificate: certificate.pem(),
             ca: self.authority.certificate_pem().to_owned(),
@@ -217,7 +223,7 @@ async fn try_join(
     let authenticated = token::authenticate(&bootstrap.registry, &bootstrap.authority, &token).await?;
     let key = ProvenKey::from_csr(&request.csr)?;
     let enrolled = token::redeem(&bootstrap.registry, authenticated, &key).await?;
-    bootstrap.joined(enrolled.node, enrolled.generation, &key)
+    bootstrap.joined(enrolled.node, enrolled.generation, enrolled.relay, &key)
 }
 
 async fn renew_certificate(
@@ -242,7 +248,7 @@ async fn try_renew(
 ) -> Result<Json<Joined>, Refused> {
     let Json(request) = request?;
     let renewal = renew::check(&bootstrap.registry, &bootstrap.authority, &request).await?;
-    bootstrap.joined(renewal.node, renewal.generation, &renewal.key)
+    bootstrap.joined(renewal.node, renewal.generation, renewal.relay, &renewal.key)
 }
 
 /// Everything that can be answered instead of a certificate.

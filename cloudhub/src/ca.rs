@@ -165,7 +165,8 @@ impl Authority {
         &self.secret
     }
 
-    /// Issues a node's certificate. The name must have passed [`validate_node_name`].
+    /// Issues a node's certificate, with which a relay may also let others link to it. The name must have
+    /// passed [`validate_node_name`].
     ///
     /// # Errors
     /// Signing failed; nothing a caller can repair.
@@ -173,6 +174,7 @@ impl Authority {
         &self,
         name: &str,
         generation: u32,
+        relay: bool,
         key: &ProvenKey,
         lifetime: Duration,
     ) -> Result<Certificate, IssueError> {
@@ -180,6 +182,9 @@ impl Authority {
         params.subject_alt_names =
             vec![SanType::URI(format!("octobus://{}/node/{name}/{generation}", self.tier).try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        if relay {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
         self.sign(&params, &key.spki)
     }
 

@@ -29,6 +29,9 @@ pub struct Enrolment {
     pub revoked: Vec<String>,
     /// Wall time of the enrolment, microseconds.
     pub enrolled_us: u64,
+    /// A relay: the names that it may forward for. Links read this too (`broker::core`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<String>,
 }
 
 /// Value of `token/<id>`.
@@ -42,6 +45,9 @@ pub struct TokenRecord {
     pub expires_us: u64,
     /// It may take over a name that is enrolled.
     pub replace: bool,
+    /// Makes a relay for these names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forwards: Vec<String>,
     /// Hash of the key that used it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_by: Option<String>,

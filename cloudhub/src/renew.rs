@@ -31,6 +31,8 @@ pub struct Renewal {
     pub generation: u32,
     /// Its key, the same as before.
     pub key: ProvenKey,
+    /// It permits others to link to it.
+    pub relay: bool,
 }
 
 /// Why a certificate is not renewed.
@@ -90,16 +92,18 @@ pub async fn check(
     if is_too_old(certificate.not_after_s, clock::wall_us()) {
         return Err(RenewRefusal::TooOld { node });
     }
-    let enrolment = registry.enrolment(&node).await?;
-    if !enrolment.is_some_and(|now| in_force(&now.value, generation, &certificate.key, &certificate.serial)) {
+    let enrolment = registry.enrolment(&node).await?.map(|now| now.value);
+    let Some(enrolment) =
+        enrolment.filter(|now| in_force(now, generation, &certificate.key, &certificate.serial))
+    else {
         return Err(RenewRefusal::Revoked { node });
-    }
+    };
     if !is_issued_by(&der, authority) {
         return Err(RenewRefusal::Certificate("another CA signed it"));
     }
     let proven = ProvenKey::from_csr(&request.csr)?;
     if proven.hash() == certificate.key {
-        Ok(Renewal { node, generation, key: proven })
+        Ok(Renewal { node, generation, key: proven, relay: !enrolment.forwards.is_empty() })
     } else {
         Err(RenewRefusal::OtherKey)
     }
@@ -130,7 +134,7 @@ mod tests {
     use super::*;
 
     fn enrolment() -> Enrolment {
-        Enrolment { generation: 2, key: "k".into(), revoked: vec!["0a".into()], enrolled_us: 0 }
+        Enrolment { generation: 2, key: "k".into(), revoked: vec!["0a".into()], enrolled_us: 0, forwards: Vec::new() }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 //! So a reply that was lost can be asked for again with the same key, at any time as long as the
 //! enrolment it made is the one in force: whoever holds that key could renew as well.
 
-use std::{fmt, hint, time::Duration};
+use std::{collections::BTreeSet, fmt, hint, time::Duration};
 
 use broker::{
     clock,
@@ -47,7 +47,20 @@ pub struct TokenRequest {
     pub replace: bool,
     /// Good for this long.
     pub ttl: Duration,
+    /// The node becomes a relay, which may forward for these names.
+    pub forwards: Vec<String>,
 }
+
+impl TokenRequest {
+    /// For a plain node of a name that is free, for [`DEFAULT_TTL`].
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self { node: node.to_owned(), replace: false, ttl: DEFAULT_TTL, forwards: Vec::new() }
+    }
+}
+
+/// Names that one relay may forward for.
+pub const FORWARDS_MAX: usize = 1024;
 
 /// Why a token is not made.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +68,9 @@ pub enum CreateError {
     /// The name cannot be a node's.
     #[error("{0}")]
     Name(#[from] codec::topic::TopicError),
+    /// A relay of itself, or of too many.
+    #[error("--forwards takes at most {FORWARDS_MAX} names of other nodes, each once")]
+    Forwards,
     /// It would not be short-lived.
     #[error("a token is good for at least a second and at most 30 days")]
     Ttl,
@@ -82,6 +98,7 @@ pub async fn create(
     request: &TokenRequest,
 ) -> Result<Token, CreateError> {
     validate_node_name(&request.node)?;
+    check_forwards(&request.node, &request.forwards)?;
     if !(Duration::from_secs(1)..=TTL_MAX).contains(&request.ttl) {
         return Err(CreateError::Ttl);
     }
@@ -99,6 +116,7 @@ pub async fn create(
         secret_sha256: enroll::hex(&token.secret_sha256()),
         expires_us: clock::wall_us().saturating_add(micros(request.ttl)),
         replace: request.replace,
+        forwards: request.forwards.clone(),
         used_by: None,
     };
     let op = registry.put_token(&id.to_string(), &record, Expect::Absent);
@@ -111,6 +129,17 @@ pub async fn create(
     }
 }
 
+fn check_forwards(relay: &str, forwards: &[String]) -> Result<(), CreateError> {
+    for name in forwards {
+        validate_node_name(name)?;
+    }
+    let different: BTreeSet<&str> = forwards.iter().map(String::as_str).collect();
+    if forwards.len() > FORWARDS_MAX || different.len() < forwards.len() || different.contains(relay) {
+        return Err(CreateError::Forwards);
+    }
+    Ok(())
+}
+
 /// Who a token made its user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolled {
@@ -118,6 +147,8 @@ pub struct Enrolled {
     pub node: String,
     /// The generation that its certificates carry.
     pub generation: u32,
+    /// Its certificates permit others to link to it.
+    pub relay: bool,
 }
 
 /// Why a token does not enrol. Each says what to do.
@@ -197,15 +228,21 @@ pub async fn redeem(
     let key = key.hash();
     for _attempt in 0..ATTEMPTS {
         let node = record.value.node.clone();
+        let relay = !record.value.forwards.is_empty();
         let enrolment = registry.enrolment(&node).await?;
         let decision = decide(clock::wall_us(), &record.value, enrolment.as_ref().map(|e| &e.value), &key)?;
         let generation = match decision {
-            Decision::Again { generation } => return Ok(Enrolled { node, generation }),
+            Decision::Again { generation } => return Ok(Enrolled { node, generation, relay }),
             Decision::Enrol { generation } => generation,
         };
+        let enrolled = Enrolment {
+            generation,
+            key: key.clone(),
+            revoked: Vec::new(),
+            enrolled_us: clock::wall_us(),
+            forwards: record.value.forwards.clone(),
+        };
         let used = TokenRecord { used_by: Some(key.clone()), ..record.value };
-        let enrolled =
-            Enrolment { generation, key: key.clone(), revoked: Vec::new(), enrolled_us: clock::wall_us() };
         let before = enrolment.map_or(Expect::Absent, |enrolment| Expect::Revision(enrolment.revision));
         let ops = vec![
             registry.put_token(&id, &used, Expect::Revision(record.revision)),
@@ -217,7 +254,7 @@ pub async fn redeem(
                     registry.close_sessions(&node, generation).await?;
                 }
                 tracing::info!(%node, generation, token = %id, "enrolled a node");
-                return Ok(Enrolled { node, generation });
+                return Ok(Enrolled { node, generation, relay });
             }
             Err(Conflict) => record = registry.token(&id).await?.ok_or(JoinRefusal::Unknown)?,
         }
@@ -296,12 +333,13 @@ mod tests {
             secret_sha256: String::new(),
             expires_us: NOW + 1,
             replace,
+            forwards: Vec::new(),
             used_by: used_by.map(str::to_owned),
         }
     }
 
     fn enrolment(generation: u32, key: &str) -> Enrolment {
-        Enrolment { generation, key: key.into(), revoked: Vec::new(), enrolled_us: 0 }
+        Enrolment { generation, key: key.into(), revoked: Vec::new(), enrolled_us: 0, forwards: Vec::new() }
     }
 
     #[test]

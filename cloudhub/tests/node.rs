@@ -56,7 +56,7 @@ impl TestHub {
 
     async fn token(&self, node: &str, replace: bool) -> String {
         let ttl = Duration::from_secs(60);
-        self.hub.create_token(&TokenRequest { node: node.into(), replace, ttl }).await.unwrap()
+        self.hub.create_token(&TokenRequest { replace, ttl, ..TokenRequest::new(node) }).await.unwrap()
     }
 
     async fn join(&self, data: &Path, token: &str) -> Result<Identity, JoinError> {

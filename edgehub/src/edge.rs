@@ -19,6 +19,7 @@ use broker::{
     link::{
         Counters, Params,
         dial::{Dialler, Status},
+        quic::{BindError, QuicListener},
     },
     store::{self, OpenError},
     tasks::Drained,
@@ -33,6 +34,7 @@ use ops::{
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use crate::{
+    downlink::{self, Downlink},
     identity::{Identity, IdentityError},
     join,
     uplink::Uplink,
@@ -55,6 +57,15 @@ pub enum StartError {
         "this folder is node {joined}'s, which joined a hub, but --node says {configured}: leave --node out"
     )]
     OtherName { joined: Arc<str>, configured: Arc<str> },
+    /// It is to be a relay, and may not.
+    #[error(
+        "others cannot link here (listen.quic): this node {0}; make a token with `octobus token create --node \
+         NAME --forwards NAME,...` at the hub and join with it, or leave listen.quic out"
+    )]
+    NoRelay(&'static str),
+    /// The QUIC port of a relay.
+    #[error("QUIC: {0}")]
+    Quic(#[from] BindError),
     /// The instance.
     #[error(transparent)]
     Instance(#[from] InstanceError),
@@ -98,16 +109,17 @@ impl Edge {
         let name = name(config, identity.as_ref())?;
         let instance = Instance::open(&config.data)?;
         let auth = auth(config)?;
-        let sockets = Sockets::bind(config).await?;
+        let sockets = Sockets::bind(config, identity.as_ref()).await?;
         let endpoints = sockets.endpoints(config);
 
         let (fronts, engine) = (Tasks::new(), Tasks::new());
-        let core = core_config(config, &name, &instance, getrandom::u64()?);
+        let core = core_config(config, &name, identity.as_ref(), &instance, getrandom::u64()?);
         let handle = driver::start(core, store, recovered, &engine);
         let (status, link) = Dialler::status();
         let mut edge = Self { name, handle, endpoints, link, fronts, engine };
         let exporter = Exporter::new(Some(edge.handle.clone()), Readiness::default());
-        edge.keep_linked(config, identity, status, &exporter);
+        let mut sockets = sockets;
+        edge.keep_linked(config, identity, sockets.quic.take(), status, &exporter);
         let started = edge.serve(config, auth, sockets, exporter).await;
         match started.and_then(|()| Ok(instance.confirm(&config.data)?)) {
             Ok(()) => Ok(edge),
@@ -164,6 +176,7 @@ impl Edge {
         &self,
         config: &Config,
         identity: Option<Identity>,
+        listener: Option<QuicListener>,
         status: watch::Sender<Status>,
         exporter: &Exporter,
     ) {
@@ -178,10 +191,22 @@ impl Edge {
         exporter.register(metrics::links(Arc::clone(&counters)));
         let uplink = Uplink {
             hubs: config.hubs.iter().map(ToString::to_string).collect(),
+            relay: config.relay.clone(),
             broker: self.handle.clone(),
-            params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),
-            counters,
+            params: Arc::new(link_params(config)),
+            counters: Arc::clone(&counters),
         };
+        if let (Some(listener), Some(address)) = (listener, self.endpoints.quic) {
+            let downlink = Downlink {
+                address,
+                broker: self.handle.clone(),
+                params: Arc::new(link_params(config)),
+                counters,
+                links_max: config.limits.links,
+            };
+            let running = downlink.run(listener, identity.clone(), self.fronts.clone());
+            self.fronts.spawn("downlink", running);
+        }
         self.fronts.spawn("uplink", uplink.run(identity, status, self.fronts.clone()));
     }
 
@@ -198,7 +223,7 @@ impl Edge {
                 listening.map_err(|source| StartError::Listen { what: "metrics", address, source })?;
             self.endpoints.metrics = Some(bound);
         }
-        let Sockets { mqtt: mqtt_listener, nats: nats_listener, admin: admin_socket } = sockets;
+        let Sockets { mqtt: mqtt_listener, nats: nats_listener, admin: admin_socket, quic: _ } = sockets;
         if let Some(listener) = mqtt_listener {
             let mut front = mqtt::Config::new(auth.clone());
             front.packet_max = config.limits.mqtt_packet;
@@ -235,11 +260,22 @@ struct Sockets {
     mqtt: Option<TcpListener>,
     nats: Option<TcpListener>,
     admin: AdminSocket,
+    /// Of a relay.
+    quic: Option<QuicListener>,
 }
 
 impl Sockets {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
+    async fn bind(config: &Config, identity: Option<&Identity>) -> Result<Self, StartError> {
+        let quic = match (config.listen.quic, identity) {
+            (None, _) => None,
+            (Some(_), None) => return Err(StartError::NoRelay("has not joined a hub")),
+            (Some(_), Some(identity)) if !identity.is_relay() => {
+                return Err(StartError::NoRelay("has a certificate that does not permit it"));
+            }
+            (Some(address), Some(identity)) => Some(downlink::bind(address, identity, &link_params(config))?),
+        };
         Ok(Self {
+            quic,
             mqtt: listen_tcp("MQTT", config.listen.mqtt).await?,
             nats: listen_tcp("NATS", config.listen.nats).await?,
             admin: AdminSocket::bind(&config.listen.admin)?,
@@ -251,6 +287,7 @@ impl Sockets {
         Endpoints {
             mqtt: self.mqtt.as_ref().and_then(tcp),
             nats: self.nats.as_ref().and_then(tcp),
+            quic: self.quic.as_ref().and_then(|listener| listener.local_addr().ok()),
             admin: Some(config.listen.admin.clone()),
             ..Endpoints::default()
         }
@@ -290,9 +327,21 @@ fn auth(config: &Config) -> Result<Auth, StartError> {
     })
 }
 
-fn core_config(config: &Config, name: &str, instance: &Instance, seed: u64) -> core::Config {
+fn link_params(config: &Config) -> Params {
+    Params { heartbeat: config.limits.heartbeat, ..Params::default() }
+}
+
+fn core_config(
+    config: &Config,
+    name: &str,
+    identity: Option<&Identity>,
+    instance: &Instance,
+    seed: u64,
+) -> core::Config {
     let mut core = core::Config::node(name, instance.id, seed);
     core.mint = instance.minted;
+    core.relay = config.listen.quic.is_some();
+    core.tier = identity.map_or("", Identity::tier).into();
     let (streams, default) = ops::config::streams::for_core(&config.streams);
     core.streams = streams;
     if let Some(default) = default {

@@ -197,6 +197,19 @@ impl Identity {
         PrivateKeyDer::from_pem_slice(self.stored.key.as_bytes()).expect("checked when it was loaded")
     }
 
+    /// Whether it permits others to link to this node.
+    #[must_use]
+    pub fn is_relay(&self) -> bool {
+        self.parsed.serves
+    }
+
+    /// What a relay's session tickets and resets derive from: the same after a restart, and nobody else's.
+    pub(crate) fn link_secret(&self) -> [u8; 32] {
+        let mut hash = Sha256::new_with_prefix(b"octobus relay links\0");
+        hash.update(self.key().secret_der());
+        hash.finalize().into()
+    }
+
     /// Its key, for certificate requests.
     pub(crate) fn key_pair(&self) -> KeyPair {
         KeyPair::from_pem(&self.stored.key).expect("checked when it was loaded")

@@ -1,5 +1,6 @@
 //! The node: serves its devices with or without a hub, and links to one once it has joined.
 
+mod downlink;
 pub mod edge;
 pub mod https;
 pub mod identity;

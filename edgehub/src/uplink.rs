@@ -23,6 +23,8 @@ use crate::identity::Identity;
 pub(crate) struct Uplink {
     /// `host:port`s to dial; empty: those that were stored at join.
     pub(crate) hubs: Vec<String>,
+    /// The relay that may answer there beside the hubs.
+    pub(crate) relay: Option<Arc<str>>,
     /// The node's broker.
     pub(crate) broker: Handle,
     /// Times and bounds.
@@ -69,7 +71,7 @@ impl Uplink {
             chain: vec![identity.certificate().clone()],
             key: identity.key(),
         };
-        let tls = tls::dialler(credentials, identity.tier())?;
+        let tls = tls::dialler_through(credentials, identity.tier(), self.relay.as_deref())?;
         let hubs = if self.hubs.is_empty() { identity.quic().to_vec() } else { self.hubs.clone() };
         Ok(Dialler {
             hubs,

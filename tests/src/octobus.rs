@@ -295,7 +295,22 @@ impl Pair {
 /// # Panics
 /// If either is refused.
 pub fn join(place: Place<'_>, running: &Running, hub: &Octobus, node: &str, data: &Path) {
-    let token = create_token(&running.admin(), node);
+    join_with(place, running, hub, node, &[], data);
+}
+
+/// As [`join`], with more arguments for the token.
+///
+/// # Panics
+/// If either is refused.
+pub fn join_with(
+    place: Place<'_>,
+    running: &Running,
+    hub: &Octobus,
+    node: &str,
+    token: &[&str],
+    data: &Path,
+) {
+    let token = create_token_with(&running.admin(), node, token);
     let bootstrap = format!("https://{}", hub.address("--bootstrap"));
     let data = data.to_str().expect("a UTF-8 path");
     let joined = octobus_at(place, &["join", "--hub", &bootstrap, "--token", &token, "--data", data]);
@@ -308,8 +323,12 @@ pub fn join(place: Place<'_>, running: &Running, hub: &Octobus, node: &str, data
 /// If the hub refuses.
 #[must_use]
 pub fn create_token(admin: &Path, node: &str) -> String {
+    create_token_with(admin, node, &[])
+}
+
+fn create_token_with(admin: &Path, node: &str, more: &[&str]) -> String {
     let admin = admin.to_str().expect("a UTF-8 path");
-    let lines = octobus(&["token", "create", "--admin", admin, "--node", node]).ok();
+    let lines = octobus(&[&["token", "create", "--admin", admin, "--node", node], more].concat()).ok();
     let token = lines.iter().flat_map(|line| line.split_whitespace()).find(|word| word.starts_with("ob1."));
     token.unwrap_or_else(|| panic!("no token in {lines:?}")).to_owned()
 }

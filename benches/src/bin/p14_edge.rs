@@ -101,7 +101,7 @@ fn config(data: &Path, more: &[(&'static str, &str)]) -> anyhow::Result<Config> 
 }
 
 async fn join(hub: &Hub, data: &Path) -> anyhow::Result<()> {
-    let request = TokenRequest { node: NODE.to_owned(), replace: true, ttl: Duration::from_secs(60) };
+    let request = TokenRequest { replace: true, ttl: Duration::from_secs(60), ..TokenRequest::new(NODE) };
     let token = hub.create_token(&request).await?;
     let bootstrap = hub.endpoints().bootstrap.context("the hub has a bootstrap port")?;
     let options = JoinOptions { hub: format!("https://{bootstrap}"), token, again: false };

@@ -1,7 +1,7 @@
 //! Who a certificate says its holder is: the URI SAN, and nothing else.
 //!
 //! ```text
-//! octobus://<tier-id>/node/<name>/<generation>       EKU clientAuth
+//! octobus://<tier-id>/node/<name>/<generation>       EKU clientAuth; a relay's also serverAuth
 //! octobus://<tier-id>/hub/<replica>                  EKU serverAuth + clientAuth
 //! ```
 //!
@@ -94,6 +94,8 @@ pub struct PeerCertificate {
     pub serial: String,
     /// SHA-256 of the SubjectPublicKeyInfo, lower-case hex: how an enrolment names the key.
     pub key: String,
+    /// Others may link to its holder: a hub, or a relay.
+    pub serves: bool,
     /// Seconds since 1970 from which it holds.
     pub not_before_s: i64,
     /// Seconds since 1970 until which it holds.
@@ -104,8 +106,8 @@ impl PeerCertificate {
     /// Reads a certificate whose chain was verified.
     ///
     /// Exactly one URI may stand in it, an identity, and its extended key usages must be those of the
-    /// identity's role: a node's certificate never passes for a hub's. Other names (DNS, IP) mean
-    /// nothing here.
+    /// identity's role. The role is what the URI says: a node's certificate never passes for a hub's, also
+    /// a relay's. Other names (DNS, IP) mean nothing here.
     ///
     /// # Errors
     /// It does not name exactly one identity, or may not be used as what it names.
@@ -116,12 +118,13 @@ impl PeerCertificate {
             return Err(IdentityError::Malformed);
         }
         let identity: Identity = only_uri(&certificate)?.parse()?;
-        check_usage(&certificate, &identity.role)?;
+        let serves = check_usage(&certificate, &identity.role)?;
         let validity = certificate.validity();
         Ok(Self {
             identity,
             serial: enroll::hex(certificate.raw_serial()),
             key: enroll::hex(&Sha256::digest(certificate.public_key().raw)),
+            serves,
             not_before_s: validity.not_before.timestamp(),
             not_after_s: validity.not_after.timestamp(),
         })
@@ -189,7 +192,8 @@ fn only_uri<'a>(certificate: &'a X509Certificate<'_>) -> Result<&'a str, Identit
     }
 }
 
-fn check_usage(certificate: &X509Certificate<'_>, role: &Role) -> Result<(), IdentityError> {
+/// Whether it may be used as what it names; if so, whether others may link to its holder.
+fn check_usage(certificate: &X509Certificate<'_>, role: &Role) -> Result<bool, IdentityError> {
     if certificate.is_ca() {
         return Err(IdentityError::Usage("it is a CA"));
     }
@@ -200,13 +204,11 @@ fn check_usage(certificate: &X509Certificate<'_>, role: &Role) -> Result<(), Ide
         .value;
     match role {
         _ if usage.any => Err(IdentityError::Usage("anyExtendedKeyUsage")),
-        Role::Node { .. } if !usage.client_auth || usage.server_auth => {
-            Err(IdentityError::Usage("a node has clientAuth alone"))
-        }
+        Role::Node { .. } if !usage.client_auth => Err(IdentityError::Usage("a node has clientAuth")),
         Role::Hub { .. } if !usage.client_auth || !usage.server_auth => {
             Err(IdentityError::Usage("a hub has serverAuth and clientAuth"))
         }
-        Role::Node { .. } | Role::Hub { .. } => Ok(()),
+        Role::Node { .. } | Role::Hub { .. } => Ok(usage.server_auth),
     }
 }
 
@@ -318,7 +320,9 @@ mod tests {
         assert_eq!(parse(&[node, node], &[CLIENT]), Err(IdentityError::Uris(2)));
         assert_eq!(parse(&[node, "https://x"], &[CLIENT]), Err(IdentityError::Uris(2)));
         assert!(matches!(parse(&["https://x"], &[CLIENT]), Err(IdentityError::Uri(_))));
-        assert!(matches!(parse(&[node], &[CLIENT, SERVER]), Err(IdentityError::Usage(_))));
+        // A relay's certificate is a node's.
+        let relay = parse(&[node], &[CLIENT, SERVER]).unwrap();
+        assert!(relay.serves && matches!(relay.identity.role, Role::Node { .. }));
         assert!(matches!(parse(&[node], &[]), Err(IdentityError::Usage(_))));
         assert!(matches!(parse(&[node], &[ExtendedKeyUsagePurpose::Any]), Err(IdentityError::Usage(_))));
         assert!(matches!(parse(&[hub], &[CLIENT]), Err(IdentityError::Usage(_))), "a node as a hub");

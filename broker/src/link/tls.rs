@@ -1,7 +1,8 @@
 //! TLS for links: mutual, 1.3 only, identity by the URI SAN of the verified certificate.
 //!
-//! A dialler accepts role *hub* of its pinned tier and nothing else, whatever name it dialled; an acceptor
-//! requires a certificate of the tier's CA and learns the role from it ([`PeerCertificate`]).
+//! A dialler accepts role *hub* of its pinned tier, or the one relay that it was told to go through, and
+//! nothing else, whatever name it dialled; an acceptor requires a certificate of the tier's CA and learns the
+//! role from it ([`PeerCertificate`]).
 //!
 //! **Tickets** are sealed with keys derived from the tier secret and the time, so that a node resumes at
 //! any replica and after a replica's death. The price is stated plainly: who learns the tier secret can
@@ -113,10 +114,23 @@ pub fn acceptor(credentials: Credentials, secret: &TierSecret) -> Result<ServerC
 /// # Errors
 /// No usable CA, chain or key.
 pub fn dialler(credentials: Credentials, tier: &str) -> Result<ClientConfig, TlsError> {
+    dialler_through(credentials, tier, None)
+}
+
+/// As [`dialler`]; also accepts the relay of this name.
+///
+/// # Errors
+/// No usable CA, chain or key.
+pub fn dialler_through(
+    credentials: Credentials,
+    tier: &str,
+    relay: Option<&str>,
+) -> Result<ClientConfig, TlsError> {
     let provider = crypto_provider();
     let verifier = HubVerifier {
         roots: roots(&credentials.ca)?,
         tier: tier.into(),
+        relay: relay.map(Arc::from),
         algorithms: provider.signature_verification_algorithms,
     };
     let mut config = ClientConfig::builder_with_provider(provider)
@@ -184,6 +198,7 @@ fn wall_s() -> u64 {
 struct HubVerifier {
     roots: RootCertStore,
     tier: Arc<str>,
+    relay: Option<Arc<str>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -206,13 +221,18 @@ impl ServerCertVerifier for HubVerifier {
         )?;
         let peer =
             PeerCertificate::parse(end_entity).map_err(|error| rustls::Error::General(error.to_string()))?;
-        match &peer.identity.role {
-            Role::Hub { .. } if peer.identity.tier == self.tier => Ok(ServerCertVerified::assertion()),
-            _ => Err(rustls::Error::General(format!(
-                "{} is not a hub of tier {}: refused",
-                peer.identity, self.tier
-            ))),
+        let wanted = match &peer.identity.role {
+            Role::Hub { .. } => true,
+            Role::Node { name, .. } => peer.serves && self.relay.as_ref() == Some(name),
+        };
+        if wanted && peer.identity.tier == self.tier {
+            return Ok(ServerCertVerified::assertion());
         }
+        let relay = self.relay.as_ref().map_or_else(String::new, |relay| format!(" nor the relay {relay}"));
+        Err(rustls::Error::General(format!(
+            "{} is not a hub of tier {}{relay}: refused",
+            peer.identity, self.tier
+        )))
     }
 
     fn verify_tls12_signature(

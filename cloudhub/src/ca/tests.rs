@@ -79,7 +79,7 @@ fn a_node_certificate_names_what_the_hub_says_and_nothing_of_the_request() {
     let data = tempfile::tempdir().unwrap();
     let authority = Authority::open(data.path(), None).unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = authority.issue_node("edge-1", 7, &proven(&key), NODE_LIFETIME).unwrap();
+    let certificate = authority.issue_node("edge-1", 7, false, &proven(&key), NODE_LIFETIME).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate.der()).unwrap();
     assert_eq!(parsed.subject().to_string(), "O=system:nodes, CN=system:node:edge-1");
     assert_eq!(uris(&parsed), [format!("octobus://{}/node/edge-1/7", authority.tier())]);

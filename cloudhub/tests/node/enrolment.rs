@@ -107,7 +107,7 @@ async fn replacing_raises_the_generation_and_ends_the_old_key() {
     let stale = hub.token("edge-1", false).await;
     let before = hub.join(old.path(), &first).await.unwrap();
 
-    let request = TokenRequest { node: "edge-1".into(), replace: false, ttl: Duration::from_secs(60) };
+    let request = TokenRequest { ttl: Duration::from_secs(60), ..TokenRequest::new("edge-1") };
     assert!(matches!(hub.hub.create_token(&request).await, Err(CreateError::NameTaken(_))));
     assert_eq!(word(post_join(&hub, &stale, &KeyPair::generate().unwrap()).await), "name_taken");
 
@@ -194,7 +194,7 @@ async fn an_expired_certificate_renews_with_its_own_key_and_with_no_other() {
     // The same authority, asked directly for a certificate that is over at once.
     let authority = Authority::open(hub.data.path(), None).unwrap();
     let proven = ProvenKey::from_csr(&csr(&key)).unwrap();
-    let expired = authority.issue_node("edge-1", 1, &proven, Duration::ZERO).unwrap().pem();
+    let expired = authority.issue_node("edge-1", 1, false, &proven, Duration::ZERO).unwrap().pem();
     let renewal = |csr| RenewRequest { certificate: expired.clone(), csr };
     let renewed = post_renew(&hub, identity.pin(), &renewal(csr(&key))).await.unwrap();
     assert_eq!((renewed.name.as_str(), renewed.generation), ("edge-1", 1));
@@ -212,7 +212,7 @@ async fn a_certificate_of_another_tier_of_the_same_name_does_not_renew() {
     let proven = ProvenKey::from_csr(&csr(&key)).unwrap();
     // It even claims this tier's id; only the signature gives it away.
     let forger = Authority::open(elsewhere.path(), Some(hub.hub.tier())).unwrap();
-    let forged = forger.issue_node("edge-1", 1, &proven, Duration::from_secs(60)).unwrap().pem();
+    let forged = forger.issue_node("edge-1", 1, false, &proven, Duration::from_secs(60)).unwrap().pem();
     let request = RenewRequest { certificate: forged, csr: csr(&key) };
     assert_eq!(word(post_renew(&hub, identity.pin(), &request).await), "bad_certificate");
     hub.stop().await;

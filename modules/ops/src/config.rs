@@ -83,6 +83,8 @@ pub struct Config {
     pub tier: Option<String>,
     /// Hubs to dial by QUIC, in order. Empty on a node: those that `join` stored.
     pub hubs: Vec<HostPort>,
+    /// Of a node: the relay that may answer at one of `hubs`, instead of a hub.
+    pub relay: Option<Arc<str>>,
     /// Listening addresses.
     pub listen: Listen,
     /// Who may use the fronts.
@@ -110,7 +112,7 @@ pub struct Listen {
     pub nats: Option<SocketAddr>,
     /// NATS client protocol of dev's node.
     pub node_nats: Option<SocketAddr>,
-    /// Links of nodes by QUIC (dev, cloud).
+    /// Links of nodes by QUIC (dev, cloud). On a node (edge) it makes the node a relay.
     pub quic: Option<SocketAddr>,
     /// Links of nodes by WebSocket (dev, cloud). Always `None` in this version.
     pub websocket: Option<SocketAddr>,
@@ -211,6 +213,7 @@ const DATA: Key = Key { path: "data", env: "OCTOBUS_DATA", flag: "--data" };
 const READY_FILE: Key = Key { path: "ready_file", env: "OCTOBUS_READY_FILE", flag: "--ready-file" };
 const NODE: Key = Key { path: "node", env: "OCTOBUS_NODE", flag: "--node" };
 const TIER: Key = Key { path: "tier", env: "OCTOBUS_TIER", flag: "" };
+const RELAY: Key = Key { path: "relay", env: "OCTOBUS_RELAY", flag: "--relay" };
 const HUB: Key = Key { path: "hub", env: "OCTOBUS_HUB", flag: "--hub" };
 const MQTT: Key = Key { path: "listen.mqtt", env: "OCTOBUS_MQTT", flag: "--mqtt" };
 const NATS: Key = Key { path: "listen.nats", env: "OCTOBUS_NATS", flag: "--nats" };
@@ -271,6 +274,7 @@ impl Config {
             node: layers.take(NODE, node_name).or_else(|| (role == Role::Dev).then(|| Arc::from("edge-1"))),
             tier: layers.take(TIER, |text| name(text).map(str::to_owned)),
             hubs: layers.take_list(HUB, |text| HostPort::parse(text, QUIC_PORT)).unwrap_or_default(),
+            relay: layers.take(RELAY, node_name),
             listen: read_listen(role, &data, &mut layers),
             auth: read_auth(role, &mut layers),
             streams: streams::read(&mut layers),
@@ -353,9 +357,9 @@ impl Config {
 /// A flag that a role does nothing with is a mistake; a key is not, so that one file serves all roles.
 fn refuse_foreign_flags(role: Role, layers: &mut Layers) {
     let foreign: &[Key] = match role {
-        Role::Dev => &[HUB],
-        Role::Cloud => &[NODE, HUB, MQTT, NODE_NATS],
-        Role::Edge => &[NODE_NATS, QUIC, WEBSOCKET, BOOTSTRAP],
+        Role::Dev => &[HUB, RELAY],
+        Role::Cloud => &[NODE, HUB, RELAY, MQTT, NODE_NATS],
+        Role::Edge => &[NODE_NATS, WEBSOCKET, BOOTSTRAP],
     };
     for key in foreign.iter().filter(|key| layers.has_flag(**key)).copied().collect::<Vec<_>>() {
         let what = format!("has no meaning for `octobus {}`; leave it out", role.as_str());
@@ -388,7 +392,7 @@ fn read_listen(role: Role, data: &Path, layers: &mut Layers) -> Listen {
         mqtt: address(MQTT, node, LOOPBACK, Some(MQTT_PORT)),
         nats: address(NATS, true, LOOPBACK, Some(nats)),
         node_nats: address(NODE_NATS, role == Role::Dev, LOOPBACK, None),
-        quic: address(QUIC, hub, open, Some(QUIC_PORT)),
+        quic: address(QUIC, true, open, hub.then_some(QUIC_PORT)),
         bootstrap: address(BOOTSTRAP, hub, open, Some(BOOTSTRAP_PORT)),
         metrics: address(METRICS, true, LOOPBACK, Some(metrics)),
         websocket: layers.take(WEBSOCKET, websocket).flatten(),

@@ -184,6 +184,34 @@ async fn an_acceptor_refuses_whoever_has_no_identity_of_its_ca() {
 }
 
 #[tokio::test]
+async fn a_dialler_takes_the_one_relay_that_it_was_told_and_no_other_node() {
+    let ca = Ca::new();
+    let both = || vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    let gateway = |tier: &str| ca.issue_for(&format!("octobus://{tier}/node/gw-1/1"), both());
+    let dial = |acceptor: Credentials, relay: Option<&'static str>| {
+        let tls = tls::dialler_through(ca.issue(NODE), "tier-1", relay).unwrap();
+        let dialler = QuicDialler::new(Arc::new(tls), Shape::NODE).unwrap();
+        let (listener, address) = listen(acceptor);
+        async move {
+            let accepting = async { listener.accept().await.unwrap().handshake().await };
+            let both = async { tokio::join!(dialler.dial(address), accepting) };
+            timeout(PATIENCE, both).await.unwrap().0.map(|(_, certificate)| certificate.identity.to_string())
+        }
+    };
+    assert_eq!(dial(gateway("tier-1"), Some("gw-1")).await.unwrap(), "octobus://tier-1/node/gw-1/1");
+    assert_eq!(dial(ca.issue(HUB), Some("gw-1")).await.unwrap(), HUB);
+    let plain = ca.issue_for("octobus://tier-1/node/gw-1/1", vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    for (acceptor, relay) in [
+        (gateway("tier-1"), None),
+        (gateway("tier-1"), Some("gw-2")),
+        (gateway("tier-2"), Some("gw-1")),
+        (plain, Some("gw-1")),
+    ] {
+        dial(acceptor, relay).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let ca = Ca::new();
     let (listener, address) = listen(ca.issue(HUB));

@@ -25,6 +25,9 @@ pub struct Flags {
     /// Hub to dial over QUIC; several separated by commas [env: OCTOBUS_HUB]
     #[arg(long, value_name = "HOST[:PORT]")]
     pub hub: Option<String>,
+    /// Relay that may answer where --hub says, instead of a hub [env: OCTOBUS_RELAY]
+    #[arg(long, value_name = "NAME")]
+    pub relay: Option<String>,
     /// MQTT front of the node, or "off" [env: OCTOBUS_MQTT]
     #[arg(long, value_name = "HOST:PORT")]
     pub mqtt: Option<String>,
@@ -34,7 +37,7 @@ pub struct Flags {
     /// NATS front of dev's node; off by default [env: OCTOBUS_NODE_NATS]
     #[arg(long, value_name = "HOST:PORT")]
     pub node_nats: Option<String>,
-    /// Where nodes link by QUIC (UDP) [env: OCTOBUS_QUIC]
+    /// Where nodes link by QUIC (UDP); on a node: makes it a relay [env: OCTOBUS_QUIC]
     #[arg(long, value_name = "HOST:PORT")]
     pub quic: Option<String>,
     /// Where nodes link by WebSocket; only "off" for now [env: OCTOBUS_WEBSOCKET]
@@ -92,6 +95,7 @@ impl Flags {
             ("--ready-file", &self.ready_file),
             ("--node", &self.node),
             ("--hub", &self.hub),
+            ("--relay", &self.relay),
             ("--mqtt", &self.mqtt),
             ("--nats", &self.nats),
             ("--node-nats", &self.node_nats),

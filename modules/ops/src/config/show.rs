@@ -23,6 +23,9 @@ pub(super) fn effective(config: &Config) -> String {
         put("tier", text(tier));
     }
     put("hub", list(&config.hubs));
+    if let Some(relay) = &config.relay {
+        put("relay", text(relay));
+    }
     put("listen", Value::Table(listen(config)));
     put("auth", Value::Table(auth(config)));
     put("stream", Value::Array(config.streams.iter().map(stream).collect()));

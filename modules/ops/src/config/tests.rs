@@ -35,7 +35,7 @@ fn a_flag_beats_the_environment_and_the_environment_the_file() {
 fn all_mistakes_of_all_layers_are_reported_at_once() {
     let file = "dta = '/x'\n[listen]\nmqtt = 'nonsense'\nntas = 'off'\n[limits]\nheartbeat = 5\n[[stream]]\nname = 'UPPER'";
     let env = [("OCTOBUS_NTAS", "off"), ("OCTOBUS_ANONYMOUS", "yes"), ("PATH", "/bin")];
-    let error = resolve(Role::Edge, file, &env, &[("--metrics", "10003"), ("--quic", "off")]).unwrap_err();
+    let error = resolve(Role::Edge, file, &env, &[("--metrics", "10003"), ("--bootstrap", "off")]).unwrap_err();
     let text = error.to_string();
     for expected in [
         "octobus.toml, key dta: there is no such key; did you mean data?",
@@ -47,7 +47,7 @@ fn all_mistakes_of_all_layers_are_reported_at_once() {
         "OCTOBUS_NTAS (environment): there is no such setting; did you mean OCTOBUS_NATS?",
         "OCTOBUS_ANONYMOUS (environment) = \"yes\": not true or false",
         "--metrics = \"10003\": not HOST:PORT",
-        "--quic: has no meaning for `octobus edge`",
+        "--bootstrap: has no meaning for `octobus edge`",
     ] {
         assert!(text.contains(expected), "{expected}\nis not in\n{text}");
     }
@@ -163,11 +163,21 @@ fn a_stream_says_what_is_kept_of_it_and_alarms_are_not_thinned() {
 
 #[test]
 fn one_file_serves_every_role() {
-    let file = "hub = ['hub.example']\nnode = 'edge-7'\n[listen]\nquic = '0.0.0.0:1'\nmqtt = '127.0.0.1:1'";
+    let file = "hub = ['hub.example']\nnode = 'edge-7'\n[listen]\nbootstrap = '0.0.0.0:1'\nmqtt = '127.0.0.1:1'";
     let edge = resolve(Role::Edge, file, &[], &[]).unwrap();
     assert_eq!(edge.hubs, [HostPort { host: "hub.example".to_owned(), port: QUIC_PORT }]);
-    assert_eq!(edge.listen.quic, None);
+    assert_eq!(edge.listen.bootstrap, None);
     assert_eq!(resolve(Role::Cloud, file, &[], &[]).unwrap().listen.mqtt, None);
+}
+
+#[test]
+fn a_node_that_listens_for_links_is_a_relay_and_does_so_only_when_told() {
+    assert_eq!(resolve(Role::Edge, "", &[], &[]).unwrap().listen.quic, None);
+    let relay = resolve(Role::Edge, "", &[], &[("--quic", "0.0.0.0:10001")]).unwrap();
+    assert_eq!(relay.listen.quic.unwrap().port(), 10001);
+    let behind = resolve(Role::Edge, "hub = ['gw']\nrelay = 'gw-1'", &[], &[]).unwrap();
+    assert_eq!(behind.relay.as_deref(), Some("gw-1"));
+    assert_eq!(places(resolve(Role::Cloud, "", &[], &[("--relay", "gw-1")])), ["--relay"]);
 }
 
 #[test]
