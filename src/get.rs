@@ -77,7 +77,9 @@ fn node(entry: &StateRow, linked: &BTreeSet<&str>, logs: &[LogRow]) -> Option<No
 
 async fn sessions(client: &Client, args: &GetArgs) -> Outcome {
     let mut rows: Vec<SessionRow> = client.get("/v1/sessions", &[]).await?;
-    rows.retain(|row| args.node.as_ref().is_none_or(|node| matches!(&*row.kind, "link" | "relayed") && row.name == *node));
+    rows.retain(|row| {
+        args.node.as_ref().is_none_or(|node| matches!(&*row.kind, "link" | "relayed") && row.name == *node)
+    });
     let heading = ["ID", "KIND", "NAME", "CONNECTED", "SUBSCRIPTIONS", "QUEUED"];
     print(args.output, &rows, &heading, |row| {
         let connected = match (row.connected, row.kind == "link" && !row.established) {

@@ -18,11 +18,13 @@
 //! | `claims`, `forwards`, `authorize` | who holds a node's name, whom a relay speaks for, who may send what |
 //! | `exports`, `export_log`, `export_state`, `imports`, `credit` | what flows over it, and how much at a time |
 //! | `export_scope`, `import_scope` | a space of which each node gets its part |
+//! | `budget`, `spend` | what a node lets itself send, and what it has sent |
 //! | `request` | who waits for which answer |
 //! | `command` | administration and modules |
 //! | `restore` | from what the store recovered |
 
 mod authorize;
+mod budget;
 mod claims;
 mod client;
 mod collect;
@@ -52,6 +54,7 @@ mod restore;
 mod retention;
 mod session;
 mod space;
+mod spend;
 #[cfg(test)]
 mod state_tests;
 mod stats;
@@ -71,6 +74,7 @@ use codec::{Class, Filter, Kind, Record, RecordHeader, proto};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use self::{
+    budget::Budgets,
     claims::Claim,
     client::{Client, ClientIx},
     event::{
@@ -88,6 +92,7 @@ use self::{
 pub use self::{
     dead_letter::STREAM as DEAD_LETTER_STREAM,
     policy::{ACKED_MIN, Full, Policy},
+    budget::{Budget, BudgetState, HeldBy, Rate},
     space::WindowBounds,
     stats::{DropReason, Latencies, Stats},
 };
@@ -123,6 +128,8 @@ pub struct Config {
     pub windows: Vec<(Arc<str>, WindowBounds)>,
     /// How long a tombstone is kept at least.
     pub tombstone_age: Duration,
+    /// What may be spent on links above; of no meaning for a hub.
+    pub budgets: Vec<Budget>,
     /// How long a message of a Log `down/<n>` waits for its node.
     pub down_ttl: Duration,
     /// How long an instance keeps its name after its last link.
@@ -200,6 +207,7 @@ impl Config {
             imports: Exchange::everything(),
             windows: vec![("k8s".into(), WindowBounds::DEFAULT)],
             tombstone_age: Duration::from_mins(10),
+            budgets: Vec::new(),
             down_ttl: Duration::from_hours(24),
             duplicate_hold: Duration::from_mins(1),
             seed,
@@ -260,6 +268,8 @@ enum Timer {
     Tombstones,
     /// Requests that nobody answered are forgotten.
     Requests,
+    /// A budget may permit what it held back.
+    Budget,
     /// A condition ends unless it was renewed.
     Condition(&'static str, String, u64),
     /// Records of a Log may have become too old.
@@ -316,6 +326,11 @@ pub struct Core {
     /// A link's part of what this broker is ready to hold unacknowledged; and what peers were granted last.
     share: u64,
     granted: proto::Window,
+    budgets: Budgets,
+    /// When budgets are asked again.
+    budgets_due: Option<Duration>,
+    /// Budgets that hold something back for long, as conditions say.
+    budgets_held: BTreeMap<Arc<str>, HeldBy>,
     /// Raised whenever what links export may have changed.
     exports_changes: u64,
 
@@ -532,6 +547,7 @@ impl Core {
                 Timer::Requests => self.forget_requests(),
                 Timer::Age(log) => self.on_age_due(log),
                 Timer::FreeAcknowledged(log) => self.on_free_acknowledged(log),
+                Timer::Budget => self.on_budget_due(),
                 Timer::Condition(kind, subject, since_us) => {
                     let key = (kind, subject);
                     if self.conditions.get(&key).is_some_and(|held| held.since_us <= since_us) {

@@ -134,7 +134,13 @@ mod tests {
     use super::*;
 
     fn enrolment() -> Enrolment {
-        Enrolment { generation: 2, key: "k".into(), revoked: vec!["0a".into()], enrolled_us: 0, forwards: Vec::new() }
+        Enrolment {
+            generation: 2,
+            key: "k".into(),
+            revoked: vec!["0a".into()],
+            enrolled_us: 0,
+            forwards: Vec::new(),
+        }
     }
 
     #[test]

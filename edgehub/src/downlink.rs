@@ -126,7 +126,11 @@ async fn authorize(broker: &Handle, tier: &str, certificate: &PeerCertificate) -
         Ok(Response::Forwards(forwards)) => forwards,
         _ => {
             let message = "the relay cannot look at its list now; try again".to_owned();
-            return Err(Refusal { reason: RefusalReason::Overloaded.into(), message, retry_after_ms: RETRY_MS });
+            return Err(Refusal {
+                reason: RefusalReason::Overloaded.into(),
+                message,
+                retry_after_ms: RETRY_MS,
+            });
         }
     };
     decide(tier, certificate, clock::wall_us(), &forwards)
@@ -145,7 +149,10 @@ fn decide(
         return refused(RefusalReason::NotAuthorized, "a relay links with nodes only".to_owned());
     };
     if *certificate.identity.tier != *tier {
-        return refused(RefusalReason::NotAuthorized, format!("this is a relay of tier {tier}, not of yours"));
+        return refused(
+            RefusalReason::NotAuthorized,
+            format!("this is a relay of tier {tier}, not of yours"),
+        );
     }
     if !certificate.is_valid_at(wall_us) {
         let message = format!(
@@ -191,7 +198,13 @@ mod tests {
     fn a_relay_admits_what_the_tier_stands_by_and_nobody_else() {
         let known = |generation, key: &str, revoked: &[&str]| {
             let revoked = revoked.iter().map(|&serial| serial.to_owned()).collect();
-            vec![Forward { name: "pump-1".into(), generation, key: key.into(), revoked, forwards: Vec::new() }]
+            vec![Forward {
+                name: "pump-1".into(),
+                generation,
+                key: key.into(),
+                revoked,
+                forwards: Vec::new(),
+            }]
         };
         let pump = certificate("octobus://t/node/pump-1/2");
         let judge = |certificate: &PeerCertificate, known: &[Forward]| {

@@ -347,6 +347,7 @@ fn core_config(
     if let Some(default) = default {
         core.default_stream = default;
     }
+    core.budgets = config.budgets.clone();
     core.exports = config.export.policy();
     core.imports = config.import.policy();
     core

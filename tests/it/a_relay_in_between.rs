@@ -135,7 +135,9 @@ fn a_relay_admits_its_nodes_without_the_hub_and_brings_what_they_said_when_it_is
     clock::wait_for("the relay to hold it", SOON, || (read(&gateway.admin()) == 20).then_some(()));
     pump.stop();
     let hub = hub_again.start();
-    clock::wait_for("the hub to have it", Duration::from_secs(60), || (read(&hub.admin()) == 20).then_some(()));
+    clock::wait_for("the hub to have it", Duration::from_secs(60), || {
+        (read(&hub.admin()) == 20).then_some(())
+    });
     assert!(!is_linked(&hub.admin(), "pump-2"));
     gateway.stop();
     hub.stop();

@@ -194,6 +194,8 @@ impl Core {
         let clients: usize = self.clients.values().map(|client| client.queued).sum();
         let links: usize = self.links.values().map(|link| link.queued).sum();
         stats.queue_bytes = (clients + links) as u64;
+        stats.budgets = self.budgets.states();
+        stats.spent_today = self.budgets.spend.by_class();
         stats.logs = self.logs.len() as u64;
         stats.log_bytes = self.logs.values().map(|log| log.kept.bytes()).sum();
         let above = |log: &&Log| !self.config.is_hub() && !log.origin.is_empty();

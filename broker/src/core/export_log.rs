@@ -207,24 +207,31 @@ impl Core {
             if blocked || full || export.next >= log.durable_next {
                 return;
             }
+            if link.side == Side::Above
+                && let Err(held) = self.budgets.permit(self.now, log.class, &log.stream)
+            {
+                return self.ask_budgets_at(held.until);
+            }
             *budget -= 1;
             let epoch = log.epoch_at(export.next.max(log.first));
             if epoch != export.epoch {
                 let gap = epoch_change(log, export.next, epoch);
                 export.epoch = epoch;
-                Self::send_log_record(link, log, gap);
+                self.send_log_record(session, id, gap);
                 continue;
             }
             if export.next < log.first {
                 for gap in log.front_gaps(export.next) {
-                    Self::send_log_record(link, log, gap);
+                    self.send_log_record(session, id, gap);
                 }
                 continue;
             }
             let Some(record) = log.in_tail(export.next).cloned() else {
                 export.reading = true;
                 let from = export.next;
-                return self.read(id, from, READ_BYTES, Reading::Export(session, id));
+                let above = link.side == Side::Above;
+                let bytes = if above { self.budgets.room(log.class, &log.stream) } else { READ_BYTES };
+                return self.read(id, from, bytes.min(READ_BYTES), Reading::Export(session, id));
             };
             self.export_record(session, id, record);
         }
@@ -255,14 +262,15 @@ impl Core {
             // The store cannot show what the Log says it has: told as what it is.
             let gap = log::gap(log, export.next, log.durable_next - 1, proto::GapReason::Corruption);
             tracing::error!(stream = %log.stream, from = export.next, "records of this stream cannot be read");
-            Self::send_log_record(link, log, gap);
+            self.send_log_record(session, id, gap);
         }
         for record in records {
             let Some(export) = self.links[&session].logs.get(&id) else { return };
             let log = &self.logs[&id];
             let seq = record.header.seq;
             let crossing = log.epoch_at(seq) != export.epoch;
-            if crossing || export.in_flight.bytes as u64 >= self.links[&session].window.log_bytes {
+            let link = &self.links[&session];
+            if crossing || export.in_flight.bytes as u64 >= link.window.log_bytes {
                 break;
             }
             if seq < export.next {
@@ -271,6 +279,13 @@ impl Core {
             if export.next < log.first {
                 break; // policy removed it meanwhile, and says so from here on
             }
+            if link.side == Side::Above
+                && let Err(held) = self.budgets.permit(self.now, log.class, &log.stream)
+            {
+                self.ask_budgets_at(held.until);
+                break;
+            }
+            let (export, log) = (&self.links[&session].logs[&id], &self.logs[&id]);
             let (from, _) = log::range_of(record);
             if from > export.next {
                 let hole = log::gap(log, export.next, from - 1, proto::GapReason::Corruption);
@@ -298,25 +313,30 @@ impl Core {
         }
         record.header.epoch = log.epoch_at(record.header.seq);
         record.header.flags = Flags(record.header.flags.0 & !Flags::IMPORTED.0);
-        let link = self.links.get_mut(&session).expect("an established link");
-        Self::send_log_record(link, log, record);
+        self.send_log_record(session, id, record);
     }
 
     /// Puts a record or gap of a Log on the link and accounts for it.
-    fn send_log_record(link: &mut Link, log: &Log, mut record: Record) {
-        let mut number = link.logs[&log.id].number;
+    fn send_log_record(&mut self, session: SessionId, id: LogId, mut record: Record) {
+        let log = &self.logs[&id];
+        let link = self.links.get_mut(&session).expect("an established link");
+        let mut number = link.logs[&id].number;
         if number == 0 {
             number = link.declare(&log.origin, SourceKind::Log, &log.stream, log.class);
         }
-        let export = link.logs.get_mut(&log.id).expect("looked at it");
+        let export = link.logs.get_mut(&id).expect("looked at it");
         // A gap that thinning made wider must not cover what the receiver holds already.
         record = log::gap_from(record, export.next);
+        let bytes = record.wire_len();
         export.number = number;
         export.next = record.header.seq + 1;
-        export.in_flight.sent(record.header.seq, record.wire_len());
-        link.in_flight_bytes += record.wire_len();
+        export.in_flight.sent(record.header.seq, bytes);
+        link.in_flight_bytes += bytes;
         record.header.source = number;
         record.header.aux = 0;
+        if link.side == Side::Above {
+            self.budgets.spent(self.now, log.class, &log.stream, bytes);
+        }
         link.push(log.class, record);
     }
 }

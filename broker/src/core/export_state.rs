@@ -104,11 +104,21 @@ impl Core {
     pub(super) fn pump_state(&mut self, session: SessionId, index: usize, budget: &mut usize) {
         let space = &self.spaces[index];
         let Some(link) = self.links.get_mut(&session) else { return };
+        let mut waits = None;
         while *budget > 0 {
             let credit = link.has_credit(space.class);
             let Some(export) = link.spaces.get_mut(&index) else { return };
             if !credit || export.in_flight.bytes as u64 >= link.window.state_bytes {
                 return;
+            }
+            if space.change_after(export.cursor).is_none() && export.barrier.is_none() {
+                return;
+            }
+            if link.side == Side::Above
+                && let Err(held) = self.budgets.permit(self.now, space.class, &space.name)
+            {
+                waits = Some(held.until);
+                break;
             }
             *budget -= 1;
             let (pair, mut record) = match space.change_after(export.cursor) {
@@ -139,7 +149,13 @@ impl Core {
             };
             link.spaces.get_mut(&index).expect("looked at it").number = number;
             record.header.source = number;
+            if link.side == Side::Above {
+                self.budgets.spent(self.now, space.class, &space.name, record.wire_len());
+            }
             link.push(space.class, record);
+        }
+        if let Some(until) = waits {
+            self.ask_budgets_at(until);
         }
     }
 

@@ -50,6 +50,7 @@ impl Core {
             }
             self.flush_link(session);
         }
+        self.show_budgets();
     }
 
     /// The links that export this Log go on.
@@ -199,8 +200,12 @@ impl Core {
         if sessions.is_empty() {
             self.stats.drop(DropReason::NoLink);
         }
+        if !sessions.is_empty() && !self.budgets.allow(self.now, Class::Telemetry, "") {
+            return self.stats.drop(DropReason::Budget);
+        }
         for session in sessions {
             let link = self.links.get_mut(&session).expect("listed");
+            self.budgets.spent(self.now, Class::Telemetry, "", frame.len());
             if link.queued + frame.len() > limits::LINK_QUEUE_BYTES {
                 self.stats.drop(DropReason::LinkQueue);
                 continue;

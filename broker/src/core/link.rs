@@ -357,6 +357,9 @@ impl Core {
         self.pump_links.remove(&session);
         let Some(mut link) = self.links.remove(&session) else { return };
         self.write_marks_of(&link);
+        if !self.links.values().any(|link| link.side == Side::Above) {
+            self.budgets.rest();
+        }
         self.release_all(session, &std::mem::take(&mut link.present));
         self.fail_all_requests(&std::mem::take(&mut link.asked));
         self.grant_anew();
@@ -609,6 +612,13 @@ impl Core {
     pub(super) fn flush_link(&mut self, session: SessionId) {
         let Some(link) = self.links.get_mut(&session) else { return };
         let pending = std::mem::take(&mut link.pending);
+        if link.side == Side::Above && !pending.is_empty() {
+            for (class, records) in &pending {
+                let bytes = records.iter().map(|record| record.wire_len() as u64).sum();
+                self.budgets.spend.by_link(self.now, link.receiver(), *class, bytes);
+            }
+            self.cursors_moved();
+        }
         for (class, records) in pending {
             self.stats.link_records_out += records.len() as u64;
             self.output(session, Output::Send { class, records });

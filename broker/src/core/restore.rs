@@ -12,12 +12,14 @@ use rand::Rng;
 
 use super::{
     Config, Core, Timer,
+    budget::Budgets,
     client::{self, Client, ClientIx, Cursor},
     credit,
     event::{Action, Front, Now, Origin, Publish, Target, Will},
     ledger::Ledger,
     log::{Log, LogId},
     request::Requests,
+    spend::Spend,
     stats::Stats,
     trie::Trie,
 };
@@ -70,6 +72,9 @@ impl Core {
             share: credit::first_share(),
             granted: credit::UNTOLD,
             exports_changes: 1,
+            budgets: Budgets::new(&config.budgets, Spend::restore(&recovered.locals, now)),
+            budgets_due: None,
+            budgets_held: BTreeMap::new(),
             reads: BTreeMap::new(),
             next_read: 1,
             timers: BinaryHeap::new(),

@@ -500,6 +500,7 @@ impl Core {
         for id in std::mem::take(&mut self.acknowledgements_moved) {
             self.note_acknowledged(id);
         }
+        self.budgets.spend.write(&mut self.ledger);
     }
 
     pub(super) fn write_cursors_of(&mut self, ix: ClientIx) {

@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use codec::Class;
+
+use super::budget::BudgetState;
+
 /// Counters since the process started, and gauges at the time of asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -45,6 +49,10 @@ pub struct Stats {
     pub log_bytes: u64,
     /// Gauge: records of exported Logs that no hub has acknowledged.
     pub log_unacknowledged: u64,
+    /// Gauge: where budgets stand.
+    pub budgets: Vec<BudgetState>,
+    /// Gauge: bytes of records sent above today (UTC), by receiver (empty: the tier) and class.
+    pub spent_today: BTreeMap<(Arc<str>, Class), u64>,
     /// Gauge: the oldest of these, as its frame's time in microseconds; 0 = none or not in memory.
     pub oldest_unacknowledged_us: u64,
     /// Gauge: seconds until a stream of this broker's own is full, of those that fill.
@@ -105,6 +113,8 @@ pub enum DropReason {
     Fenced,
     /// A record that this broker can never take; it stands in the dead-letter stream.
     DeadLetter,
+    /// Live that a budget did not permit.
+    Budget,
 }
 
 impl DropReason {
@@ -124,6 +134,7 @@ impl DropReason {
             Self::NotImported => "not_imported",
             Self::Fenced => "fenced",
             Self::DeadLetter => "dead_letter",
+            Self::Budget => "budget",
         }
     }
 }

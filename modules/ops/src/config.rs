@@ -5,6 +5,7 @@
 //! Octobus reads the environment. `docs/octobus.toml` is the sample: each field with unit, default and
 //! reason, held equal to this file by a test.
 
+mod budgets;
 mod flags;
 mod layers;
 pub mod streams;
@@ -91,6 +92,8 @@ pub struct Config {
     pub auth: Auth,
     /// Streams in order of precedence; [`DEFAULT_STREAM`] is always there and last.
     pub streams: Vec<StreamConfig>,
+    /// What may be spent on links above (edge).
+    pub budgets: Vec<broker::core::Budget>,
     /// What this broker sends over links.
     pub export: Exchange,
     /// What this broker takes from links, within what the peer's certificate permits.
@@ -278,6 +281,7 @@ impl Config {
             listen: read_listen(role, &data, &mut layers),
             auth: read_auth(role, &mut layers),
             streams: streams::read(&mut layers),
+            budgets: budgets::read(&mut layers),
             export: read_exchange(EXPORT, default_export(role), &mut layers),
             import: read_exchange(IMPORT, default_import(role), &mut layers),
             limits: read_limits(&mut layers),

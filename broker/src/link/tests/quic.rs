@@ -154,7 +154,8 @@ async fn a_dialler_refuses_whoever_is_not_a_hub_of_its_tier() {
     let both = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
     let impostors = [
         (ca.issue("octobus://tier-2/hub/r0"), "not a hub of tier"),
-        (ca.issue_for(NODE, both), "may not be used"),
+        // A relay, for a node that was told of none.
+        (ca.issue_for(NODE, both), "not a hub of tier"),
         (ca.issue_for(HUB, vec![ExtendedKeyUsagePurpose::ServerAuth]), "may not be used"),
         (ca.issue("octobus://tier-1/hub/r0/1"), "not an identity"),
         (Credentials { ca: vec![ca.der()], ..other_ca.issue(HUB) }, "BadSignature"),

@@ -242,6 +242,20 @@ impl Layers {
         Some(values)
     }
 
+    /// As [`list_field`](Self::list_field); a list that is left out is empty.
+    pub(super) fn optional_list_field<T>(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        if self.file.contains_key(&format!("{prefix}.{name}")) {
+            self.list_field(prefix, name, parse)
+        } else {
+            Some(Vec::new())
+        }
+    }
+
     /// Ends the reading: what nobody took is unknown.
     pub(super) fn finish(mut self) -> Result<(), ConfigError> {
         let paths: BTreeSet<&str> = self.known.iter().map(|key| key.path).collect();

@@ -29,6 +29,7 @@ pub(super) fn effective(config: &Config) -> String {
     put("listen", Value::Table(listen(config)));
     put("auth", Value::Table(auth(config)));
     put("stream", Value::Array(config.streams.iter().map(stream).collect()));
+    put("budget", Value::Array(config.budgets.iter().map(super::budgets::show).collect()));
     put("export", Value::Table(exchange(&config.export)));
     put("import", Value::Table(exchange(&config.import)));
     put("limits", Value::Table(limits(config)));

@@ -35,7 +35,8 @@ fn a_flag_beats_the_environment_and_the_environment_the_file() {
 fn all_mistakes_of_all_layers_are_reported_at_once() {
     let file = "dta = '/x'\n[listen]\nmqtt = 'nonsense'\nntas = 'off'\n[limits]\nheartbeat = 5\n[[stream]]\nname = 'UPPER'";
     let env = [("OCTOBUS_NTAS", "off"), ("OCTOBUS_ANONYMOUS", "yes"), ("PATH", "/bin")];
-    let error = resolve(Role::Edge, file, &env, &[("--metrics", "10003"), ("--bootstrap", "off")]).unwrap_err();
+    let error =
+        resolve(Role::Edge, file, &env, &[("--metrics", "10003"), ("--bootstrap", "off")]).unwrap_err();
     let text = error.to_string();
     for expected in [
         "octobus.toml, key dta: there is no such key; did you mean data?",
@@ -163,7 +164,8 @@ fn a_stream_says_what_is_kept_of_it_and_alarms_are_not_thinned() {
 
 #[test]
 fn one_file_serves_every_role() {
-    let file = "hub = ['hub.example']\nnode = 'edge-7'\n[listen]\nbootstrap = '0.0.0.0:1'\nmqtt = '127.0.0.1:1'";
+    let file =
+        "hub = ['hub.example']\nnode = 'edge-7'\n[listen]\nbootstrap = '0.0.0.0:1'\nmqtt = '127.0.0.1:1'";
     let edge = resolve(Role::Edge, file, &[], &[]).unwrap();
     assert_eq!(edge.hubs, [HostPort { host: "hub.example".to_owned(), port: QUIC_PORT }]);
     assert_eq!(edge.listen.bootstrap, None);
@@ -212,5 +214,31 @@ fn the_sample_file_names_every_key() {
                 assert!(sample.contains(key.as_str()), "{key} is missing in docs/octobus.toml");
             }
         }
+    }
+}
+
+#[test]
+fn a_budget_says_what_it_concerns_and_how_much_it_permits() {
+    let file = "[[budget]]\nname = 'metered'\nclasses = ['telemetry', 'bulk']\nrate = '16KiB'\nper_month = '500MiB'\n\
+                [[budget]]\nname = 'by-night'\nstreams = ['video']\nwindows = ['22:00-06:00', '12:30-13:00']";
+    let config = resolve(Role::Edge, file, &[], &[]).unwrap();
+    let [metered, night] = &config.budgets[..] else { panic!("two") };
+    assert_eq!(metered.classes, [Class::Telemetry, Class::Bulk]);
+    let rate = metered.rate.unwrap();
+    assert_eq!((rate.bytes, rate.burst, metered.per_month), (16 << 10, 16 << 10, Some(500 << 20)));
+    assert_eq!(night.windows, [(22 * 60, 6 * 60), (12 * 60 + 30, 13 * 60)]);
+    let again = resolve(Role::Edge, &config.effective(), &[], &[]).unwrap();
+    assert_eq!(again.budgets, config.budgets);
+    for (wrong, expected) in [
+        ("rate = '1KiB'\nclasses = ['control']", "not a class that a budget can hold"),
+        ("windows = ['22-6']", "not a window of the UTC day"),
+        ("windows = ['25:00-06:00']", "not a window of the UTC day"),
+        ("per_day = '0'", "is nothing"),
+        ("streams = ['a']", "limits nothing"),
+        ("burst = '1KiB'\nper_day = '1MiB'", "a burst without a rate"),
+        ("per_week = '1MiB'\nrate = '1KiB'", "there is no such key"),
+    ] {
+        let error = resolve(Role::Edge, &format!("[[budget]]\nname = 'b'\n{wrong}"), &[], &[]).unwrap_err();
+        assert!(error.to_string().contains(expected), "{wrong}: {error}");
     }
 }

@@ -20,8 +20,45 @@ pub(super) fn write(stats: &Stats, text: &mut Text) {
         "Records that gaps stand for, by reason.",
         stats.gaps.iter().map(|(reason, count)| (*reason, *count)),
     );
+    budgets(stats, text);
     flush(&stats.flush, text);
     gauge(text, "octobus_queue_bytes", "Bytes queued for clients and links.", stats.queue_bytes);
+}
+
+/// What was sent above and what budgets say to it. Nothing of it on a hub.
+fn budgets(stats: &Stats, text: &mut Text) {
+    if !stats.spent_today.is_empty() {
+        let name = "octobus_link_spent_bytes";
+        text.family(name, Kind::Gauge, "Bytes of records sent above today (UTC), before compression.");
+        for ((receiver, class), bytes) in &stats.spent_today {
+            let to = if receiver.is_empty() { "hub" } else { receiver };
+            text.sample(name, &[("to", to), ("class", class.as_str())], *bytes);
+        }
+    }
+    if stats.budgets.is_empty() {
+        return;
+    }
+    let name = "octobus_budget_spent_bytes";
+    text.family(name, Kind::Gauge, "Bytes that a budget's records took today and in this month (UTC).");
+    for budget in &stats.budgets {
+        text.sample(name, &[("budget", &budget.name), ("of", "day")], budget.day);
+        text.sample(name, &[("budget", &budget.name), ("of", "month")], budget.month);
+    }
+    let name = "octobus_budget_cap_bytes";
+    text.family(name, Kind::Gauge, "Bytes that a budget permits in a day and a month.");
+    for budget in &stats.budgets {
+        for (of, cap) in [("day", budget.per_day), ("month", budget.per_month)] {
+            if let Some(cap) = cap {
+                text.sample(name, &[("budget", &budget.name), ("of", of)], cap);
+            }
+        }
+    }
+    let name = "octobus_budget_holds";
+    text.family(name, Kind::Gauge, "1 while something waits for a budget, by why.");
+    for budget in &stats.budgets {
+        let by = budget.held.map_or("nothing", broker::core::HeldBy::as_str);
+        text.sample(name, &[("budget", &budget.name), ("by", by)], u8::from(budget.held.is_some()));
+    }
 }
 
 fn flush(flush: &Latencies, text: &mut Text) {
