@@ -90,9 +90,9 @@ use self::{
     watch::{Watch, WatchId},
 };
 pub use self::{
+    budget::{Budget, BudgetState, HeldBy, Rate},
     dead_letter::STREAM as DEAD_LETTER_STREAM,
     policy::{ACKED_MIN, Full, Policy},
-    budget::{Budget, BudgetState, HeldBy, Rate},
     space::WindowBounds,
     stats::{DropReason, Latencies, Stats},
 };

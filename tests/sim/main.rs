@@ -19,6 +19,7 @@ mod client;
 mod disk;
 mod fleet;
 mod host;
+mod link_rules;
 mod oracle;
 mod plan;
 mod relays;
