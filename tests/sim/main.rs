@@ -9,7 +9,7 @@
 //! | `oracle` | the rules across hosts, and what each fault may take |
 //! | `shrink` | from a failing run to a short one |
 //! | `seeds` | runs that failed once, each in a file named for its rule |
-//! | `rules`, `relays` | single rules, with nothing left to chance |
+//! | `rules`, `link_rules`, `relays` | single rules, with nothing left to chance |
 //!
 //! A failing seed is shrunk and printed. Replay it with
 //! `OCTOBUS_SIM_SEED=<seed> cargo test -p octobus-tests --test sim replay -- --nocapture`, or a script with
