@@ -122,16 +122,9 @@ impl Downlink {
 
 /// Asked at every session start: whether this certificate is what the tier stands by, as far as was heard.
 async fn authorize(broker: &Handle, tier: &str, certificate: &PeerCertificate) -> Result<(), Refusal> {
-    let forwards = match broker.call(Command::Forwards).await {
-        Ok(Response::Forwards(forwards)) => forwards,
-        _ => {
-            let message = "the relay cannot look at its list now; try again".to_owned();
-            return Err(Refusal {
-                reason: RefusalReason::Overloaded.into(),
-                message,
-                retry_after_ms: RETRY_MS,
-            });
-        }
+    let Ok(Response::Forwards(forwards)) = broker.call(Command::Forwards).await else {
+        let message = "the relay cannot look at its list now; try again".to_owned();
+        return Err(Refusal { reason: RefusalReason::Overloaded.into(), message, retry_after_ms: RETRY_MS });
     };
     decide(tier, certificate, clock::wall_us(), &forwards)
 }
