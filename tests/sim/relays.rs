@@ -850,3 +850,23 @@ fn an_older_hub_that_knows_no_relays_gets_the_relays_own_alone() {
     }
     assert!(!origins.is_empty() && origins.iter().all(|origin| &**origin == "gw-1"), "{origins:?}");
 }
+
+#[test]
+fn a_fence_of_an_older_path_leaves_a_newer_one_through_the_same_relay() {
+    let mut fleet = Fleet::linked(&[("gw-1", "hub"), ("pump-1", "gw-1")]);
+    let (session, _) = fleet.session("gw-1", "hub");
+    let refusal = proto::Refusal { reason: proto::RefusalReason::Fenced as i32, ..Default::default() };
+    let fence = |fleet: &mut Fleet, claim| {
+        let fence = proto::Fence { name: "pump-1".into(), refusal: Some(refusal.clone()), claim };
+        let message = proto::control::Message::Fence(fence);
+        let body = codec::encode(&proto::Control { message: Some(message) });
+        let now = fleet.now;
+        let records = vec![record(Kind::CONTROL, 0, body)];
+        fleet.host("gw-1").apply(now, Event::LinkReceived { session, records });
+        fleet.quiet();
+    };
+    fence(&mut fleet, 1);
+    assert!(fleet.is_linked("pump-1", "gw-1"));
+    fence(&mut fleet, u64::MAX);
+    assert!(!fleet.is_linked("pump-1", "gw-1"));
+}

@@ -101,7 +101,8 @@ impl Core {
                 return Err(fenced());
             }
             if let Some(older) = held.session.filter(|older| *older != session) {
-                self.fence(older, node, fenced());
+                let lost = held.stamp;
+                self.fence(older, node, fenced(), lost);
             }
         }
         let claim = Claim {
@@ -121,12 +122,12 @@ impl Core {
     }
 
     /// Ends a path to a node: its session here, or its relay's session with it.
-    fn fence(&mut self, session: SessionId, node: &Origin, refusal: proto::Refusal) {
+    fn fence(&mut self, session: SessionId, node: &Origin, refusal: proto::Refusal, claim: u64) {
         let Some(link) = self.links.get(&session) else { return };
         if link.peer.name == *node {
             return self.refuse_with(session, refusal);
         }
-        let fence = proto::Fence { name: node.to_string(), refusal: Some(refusal) };
+        let fence = proto::Fence { name: node.to_string(), refusal: Some(refusal), claim };
         self.send_control(session, proto::control::Message::Fence(fence));
         self.release_claim(session, node);
     }
@@ -167,8 +168,8 @@ impl Core {
             self.refuse(session, proto::RefusalReason::Revoked, REPLACED, 0);
         }
         let held = self.claims.get(node).filter(|claim| claim.generation < generation);
-        if let Some(session) = held.and_then(|claim| claim.session) {
-            self.fence(session, node, refusal(proto::RefusalReason::Revoked, REPLACED.to_owned(), 0));
+        if let Some((session, lost)) = held.and_then(|claim| Some((claim.session?, claim.stamp))) {
+            self.fence(session, node, refusal(proto::RefusalReason::Revoked, REPLACED.to_owned(), 0), lost);
         }
         self.claims.remove(node);
         self.on_identity_changed(&node.clone());
@@ -215,7 +216,8 @@ impl Core {
                 self.claim(session, &node, present)
             };
             if let Err(refusal) = outcome {
-                let fence = proto::Fence { name: node.to_string(), refusal: Some(refusal) };
+                let claim = present.claim;
+                let fence = proto::Fence { name: node.to_string(), refusal: Some(refusal), claim };
                 self.send_control(session, proto::control::Message::Fence(fence));
             }
         }
@@ -226,8 +228,12 @@ impl Core {
     pub(super) fn on_fence(&mut self, fence: proto::Fence) {
         let Some((node, claim)) = self.claims.get_key_value(fence.name.as_str()) else { return };
         let (node, holder) = (Arc::clone(node), claim.session);
+        // Said of a path that was there before: the node has come again since, and was told of.
+        if claim.stamp > fence.claim {
+            return;
+        }
         if let Some(session) = holder {
-            self.fence(session, &node, fence.refusal.unwrap_or_else(fenced));
+            self.fence(session, &node, fence.refusal.unwrap_or_else(fenced), fence.claim);
         }
     }
 
