@@ -159,6 +159,32 @@ Examples:
     /// Read what Logs hold
     #[command(subcommand)]
     Log(LogCommand),
+    /// Copy a data folder, while its process runs or while none does
+    #[command(after_help = "\
+Examples:
+  octobus backup --admin /var/lib/octobus/hub/admin.sock /backup/hub-monday
+  octobus backup --data /var/lib/octobus/node /backup/node
+
+The backup is written by the process itself and holds everything but what names this copy: records, State, the
+identity of a node with its key, the CA of a hub. Its files have mode 0600. Files outside the data folder, such as
+the configuration and the list of users, are not in it.")]
+    Backup(BackupArgs),
+    /// Make a data folder of a backup
+    #[command(after_help = "\
+Examples:
+  octobus restore /backup/hub-monday /var/lib/octobus/hub
+
+What is restored begins new epochs and a new incarnation at its first start. The original must not run any more.")]
+    Restore(RestoreArgs),
+    /// Examine a data folder that no process uses
+    #[command(after_help = "\
+Examples:
+  octobus fsck /var/lib/octobus/node
+  octobus fsck /var/lib/octobus/hub -o json
+
+Checks segments, groups, the index of every Log, State, cursors. Repairs nothing.
+Exit codes: 0 clean, 1 problems, 2 could not check.")]
+    Fsck(FsckArgs),
     /// Watch rates, once a second
     Top(TopArgs),
     /// Find out what is wrong on this machine, why, and what to do
@@ -521,6 +547,37 @@ pub(crate) struct AcceptArgs {
     /// The node
     #[arg(long, value_name = "NAME")]
     pub(crate) node: String,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["admin", "data"]))]
+pub(crate) struct BackupArgs {
+    /// Unix socket of a running octobus
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) admin: Option<PathBuf>,
+    /// Data folder that no octobus uses now: a hub's or a node's
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where to: a folder that does not exist yet
+    #[arg(value_name = "DEST")]
+    pub(crate) to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// The backup
+    pub(crate) backup: PathBuf,
+    /// The data folder to make; must not exist, or be empty
+    pub(crate) data: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// The data folder of a hub or a node
+    pub(crate) data: PathBuf,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Rows::Text)]
+    pub(crate) output: Rows,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not found, 4 no octobus could be reached.
 
+mod backup;
 mod cli;
 mod dev;
 mod doctor;
@@ -55,6 +56,9 @@ async fn run(cli: Cli) -> Outcome {
         Command::Barrier(args) => state::barrier(&args).await,
         Command::AcceptRemoval(args) => state::accept_removal(&args).await,
         Command::Log(LogCommand::Read(args)) => log::read(&args).await,
+        Command::Backup(args) => backup::backup(&args).await,
+        Command::Restore(args) => backup::restore(&args),
+        Command::Fsck(args) => backup::fsck(&args),
         Command::Top(args) => top::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Completion { shell } => {

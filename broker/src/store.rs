@@ -4,6 +4,7 @@
 //! simulated fleets; it can lose what was not yet synced). The journal is the only thing on the
 //! acknowledgement path; the checkpoint follows it.
 
+pub mod backup;
 mod facts;
 mod files;
 pub mod journal;

@@ -24,11 +24,14 @@ use broker::{
         quic::{BindError, QuicListener, Shape},
         tls::{self, Credentials, TierSecret, TlsError},
     },
-    store::{self, OpenError},
+    store::{
+        self, OpenError,
+        lmdb::{backup::Copier, written::Written},
+    },
     tasks::Drained,
 };
 use ops::{
-    admin::{Admin, AdminError, AdminSocket},
+    admin::{Admin, AdminError, AdminSocket, backup::Backups},
     config::Config,
     endpoints::Endpoints,
     metrics::{self, Exporter, Readiness},
@@ -114,12 +117,13 @@ impl Hub {
         let sockets = Sockets::bind(config, &authority).await?;
         let endpoints = sockets.endpoints(config);
 
+        let (copier, written) = (store.copier(), store.written());
         let (fronts, engine) = (Tasks::new(), Tasks::new());
         let core = core_config(config, &authority, &instance, getrandom::u64()?);
         let handle = driver::start(core, store, recovered, &engine);
         let registry = Registry::new(handle.clone());
         let mut hub = Self { handle, authority, registry, endpoints, fronts, engine };
-        let started = hub.serve(config, auth, sockets).await;
+        let started = hub.serve(config, auth, sockets, copier, written).await;
         let confirmed = started.and_then(|()| Ok(instance.confirm(&config.data)?));
         match confirmed {
             Ok(()) => Ok(hub),
@@ -174,9 +178,17 @@ impl Hub {
         }
     }
 
-    async fn serve(&mut self, config: &Config, auth: Auth, sockets: Sockets) -> Result<(), StartError> {
+    async fn serve(
+        &mut self,
+        config: &Config,
+        auth: Auth,
+        sockets: Sockets,
+        copier: Copier,
+        written: Arc<Written>,
+    ) -> Result<(), StartError> {
         let Sockets { nats, quic, bootstrap, admin } = sockets;
         let exporter = Exporter::new(Some(self.handle.clone()), Readiness::default());
+        exporter.register(metrics::store(written));
         if let Some(listener) = nats {
             self.serve_nats(config, auth, listener, &exporter);
         }
@@ -201,6 +213,8 @@ impl Hub {
             exporter,
             is_hub: true,
         });
+        let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
+        let routes = routes.merge(ops::admin::backup::router(backups));
         admin.serve(
             routes.merge(admin::router(Arc::clone(&self.authority), self.registry.clone())),
             &self.fronts,

@@ -21,11 +21,11 @@ use broker::{
         dial::{Dialler, Status},
         quic::{BindError, QuicListener},
     },
-    store::{self, OpenError},
+    store::{self, OpenError, lmdb::backup::Copier},
     tasks::Drained,
 };
 use ops::{
-    admin::{self, Admin, AdminError, AdminSocket},
+    admin::{self, Admin, AdminError, AdminSocket, backup::Backups},
     config::Config,
     endpoints::Endpoints,
     metrics::{self, Exporter, Readiness},
@@ -112,15 +112,17 @@ impl Edge {
         let sockets = Sockets::bind(config, identity.as_ref()).await?;
         let endpoints = sockets.endpoints(config);
 
+        let (copier, written) = (store.copier(), store.written());
         let (fronts, engine) = (Tasks::new(), Tasks::new());
         let core = core_config(config, &name, identity.as_ref(), &instance, getrandom::u64()?);
         let handle = driver::start(core, store, recovered, &engine);
         let (status, link) = Dialler::status();
         let mut edge = Self { name, handle, endpoints, link, fronts, engine };
         let exporter = Exporter::new(Some(edge.handle.clone()), Readiness::default());
+        exporter.register(metrics::store(written));
         let mut sockets = sockets;
         edge.keep_linked(config, identity, sockets.quic.take(), status, &exporter);
-        let started = edge.serve(config, auth, sockets, exporter).await;
+        let started = edge.serve(config, auth, sockets, exporter, copier).await;
         match started.and_then(|()| Ok(instance.confirm(&config.data)?)) {
             Ok(()) => Ok(edge),
             Err(error) => {
@@ -216,6 +218,7 @@ impl Edge {
         auth: Auth,
         sockets: Sockets,
         exporter: Exporter,
+        copier: Copier,
     ) -> Result<(), StartError> {
         if let Some(address) = config.listen.metrics {
             let listening = metrics::serve(address, &exporter, &self.fronts).await;
@@ -246,7 +249,8 @@ impl Edge {
         }
         let (broker, tasks) = (self.handle.clone(), self.fronts.clone());
         let routes = admin::router(Admin { broker, tasks, exporter, is_hub: false });
-        admin_socket.serve(routes, &self.fronts);
+        let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
+        admin_socket.serve(routes.merge(admin::backup::router(backups)), &self.fronts);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -87,4 +87,26 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     #[cfg(test)]
     let _turn = tape::begin(path, || Op::Remove(path.to_owned()));
     std::fs::remove_file(path)
+}
+
+/// Copies a file to one of mode 0600 that must not be there, and makes its bytes durable.
+pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let mut old = File::open(from)?;
+    let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
+    io::copy(&mut old, &mut new)?;
+    sync(&new, to)
+}
+
+/// Keeps the size of a file and nothing of what is behind `end`, durably.
+pub(crate) fn cut(path: &Path, end: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    let len = file.metadata()?.len();
+    file.set_len(end)?;
+    file.set_len(len)?;
+    sync(&file, path)
+}
+
+/// Nobody but its owner reads or writes it.
+pub(crate) fn make_private(path: &Path) -> io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
 }

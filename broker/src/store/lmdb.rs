@@ -28,8 +28,10 @@
 //! see room.rs. When that is used up too, groups are refused and everything else goes on. Refusal by the
 //! checkpoint comes late, when the overlay has grown to its bound, because until then nothing depends on it.
 
+pub mod backup;
 mod checkpoint;
 mod compaction;
+pub mod fsck;
 mod index;
 mod keeper;
 mod overlay;
@@ -38,6 +40,7 @@ mod reader;
 mod room;
 mod segments;
 mod writer;
+pub mod written;
 
 use std::{
     collections::VecDeque,
@@ -137,6 +140,7 @@ struct Shared {
     gathering: Mutex<Gathering>,
     gathered: Condvar,
     segments: Segments,
+    written: std::sync::Arc<written::Written>,
     room: Room,
     quarantine: Quarantine,
 }
@@ -247,6 +251,7 @@ pub(super) fn open_on(
         events: Events::default(),
         gathering: Mutex::new(Gathering { overlay, ..Gathering::default() }),
         gathered: Condvar::new(),
+        written: std::sync::Arc::default(),
         segments: Segments::new(journal_dir, found.segments.into_iter().chain(found.rewritten)),
     });
     let reserve = Reserve::new(&path.join("reserve"), shared.options.checkpoint_bytes as u64);
@@ -259,6 +264,20 @@ pub(super) fn open_on(
         _lock: lock,
     };
     Ok((store, recovered))
+}
+
+impl LmdbStore {
+    /// What it writes, counted.
+    #[must_use]
+    pub fn written(&self) -> std::sync::Arc<written::Written> {
+        std::sync::Arc::clone(&self.shared.written)
+    }
+
+    /// What makes copies of this store while it runs.
+    #[must_use]
+    pub fn copier(&self) -> backup::Copier {
+        backup::Copier(std::sync::Arc::downgrade(&self.shared))
+    }
 }
 
 #[cfg(test)]
@@ -385,7 +404,7 @@ fn compact(mut record: Record) -> Record {
     record
 }
 
-fn make_dir(path: &Path) -> Result<(), OpenError> {
+pub(super) fn make_dir(path: &Path) -> Result<(), OpenError> {
     if path.is_dir() {
         return Ok(());
     }
@@ -408,11 +427,11 @@ fn new_parents(path: &Path) -> Vec<&Path> {
     parents
 }
 
-fn sync_dir(path: &Path) -> Result<(), OpenError> {
+pub(super) fn sync_dir(path: &Path) -> Result<(), OpenError> {
     files::sync_dir(path).map_err(|source| io_error("sync", path, source))
 }
 
-fn lock(path: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(path: &Path) -> Result<File, OpenError> {
     let name = path.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&name);
     let file = file.map_err(|source| io_error("open", &name, source))?;
@@ -423,7 +442,7 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn io_error(doing: &'static str, path: &Path, source: io::Error) -> OpenError {
+pub(super) fn io_error(doing: &'static str, path: &Path, source: io::Error) -> OpenError {
     OpenError::Io { doing, path: path.to_owned(), source }
 }
 

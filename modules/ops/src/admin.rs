@@ -16,11 +16,13 @@
 //! | `GET`, `POST /v1/state/want?node=&action=` | the keys that a node must have |
 //! | `POST /v1/state/barrier`, `POST /v1/state/accept-removal?node=` | what an operator says of `fleet` |
 //! | `GET /v1/stats` | the page of metrics |
+//! | `POST /v1/backup?to=` | NDJSON of one [`Manifest`](broker::store::backup::Manifest), or a problem |
 //! | `POST /v1/publish?topic=&node=&qos=&retain=` | done, once durable for QoS 1; the body is the payload |
 //! | `GET /v1/subscribe?filter=&node=` | NDJSON of [`MessageRow`](crate::api::MessageRow), without end |
 //!
 //! Whoever composes the process merges further routes into the router (`POST /v1/tokens` at a hub).
 
+pub mod backup;
 mod client_session;
 mod logs;
 mod messages;

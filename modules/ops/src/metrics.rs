@@ -5,6 +5,7 @@
 
 mod links;
 mod stats;
+mod store;
 mod text;
 
 use std::{
@@ -27,6 +28,7 @@ use tokio::net::TcpListener;
 
 pub use self::{
     links::links,
+    store::store,
     text::{Kind, Text},
 };
 

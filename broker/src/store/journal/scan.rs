@@ -155,6 +155,14 @@ pub(crate) enum Seen<'a> {
     Damaged(&'a Damaged),
 }
 
+/// Where the last of the groups that follow each other from a segment's start ends.
+pub(crate) fn end_of(dir: &Path, number: u64) -> Result<u64, OpenError> {
+    let Some(segment) = read_header(dir, number)? else { return Ok(SegmentHeader::LEN as u64) };
+    let mut walk = Walk::open(dir, segment.header)?;
+    while walk.next_group()?.is_some() {}
+    Ok(walk.offset)
+}
+
 /// The segments in `dir`, in the order they were written; then those that were rewritten.
 fn list(dir: &Path) -> Result<(Vec<Segment>, Vec<Damaged>), OpenError> {
     let io = |doing| move |source| OpenError::Io { doing, path: dir.to_owned(), source };

@@ -29,7 +29,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use codec::{Kind, Record, RecordHeader};
-use heed::{CommitOrAbort, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls, types};
+use heed::{CommitOrAbort, CompactionOption, Env, EnvOpenOptions, MdbError, RoTxn, RwTxn, WithoutTls, types};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -195,6 +195,11 @@ impl Checkpoint {
             Some(opened) => work(opened),
             None => Err(io::Error::other("the checkpoint could not be opened anew").into()),
         }
+    }
+
+    /// Writes what is committed now to another file, without its free pages.
+    pub(super) fn copy(&self, to: &Path) -> Result<()> {
+        self.with(|opened| opened.env.copy_to_path(to, CompactionOption::Enabled).map(drop))
     }
 
     /// All sources, State and facts.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -73,14 +73,14 @@ impl Keeper {
 
     /// Commits a layer and frees what it killed; whether it could.
     fn checkpoint(&mut self, shared: &Shared, layer: &Arc<Layer>) -> bool {
-        let mut result = shared.checkpoint.commit(layer);
+        let mut result = shared.written.commit(|| shared.checkpoint.commit(layer));
         if let Err(error) = &result
             && error.is_io()
             && self.reserve.give_up()
         {
             tracing::warn!(%error, "a checkpoint found no space, what was held back for it is given up");
             self.uncertain = true;
-            result = shared.checkpoint.commit(layer);
+            result = shared.written.commit(|| shared.checkpoint.commit(layer));
         }
         let mut gathering = lock_of(&shared.gathering);
         let done = result.is_ok();
@@ -178,13 +178,15 @@ impl Keeper {
         let copied =
             compaction::copy(&shared.segments, self.store_id, old, runs, &mut || self.breathe(shared))?;
         let Some(Copied { new, moves }) = copied else { return Ok(()) };
+        let bytes = new.map_or(0, |new| new.bytes);
+        shared.written.compaction.fetch_add(bytes, Relaxed);
         // It can be read before an entry says so.
         shared.segments.add(new);
         #[cfg(test)]
         if super::tests::crashes_at(shared, super::tests::Crash::Named) {
             return Ok(());
         }
-        match shared.checkpoint.move_runs(&moves) {
+        match shared.written.commit(|| shared.checkpoint.move_runs(&moves)) {
             Ok(live) => {
                 #[cfg(test)]
                 if super::tests::crashes_at(shared, super::tests::Crash::Moved) {

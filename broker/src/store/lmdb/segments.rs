@@ -32,12 +32,19 @@ struct Listed {
     /// By number: those of the writer, the last one being written; then those that were rewritten.
     segments: BTreeMap<u64, Segment>,
     open: VecDeque<(u64, Arc<File>)>,
+    /// So many copies are being made: no file is removed.
+    copies: usize,
+    /// Segments whose files are removed after that.
+    freed: Vec<u64>,
 }
 
 impl Segments {
     pub(super) fn new(dir: PathBuf, segments: impl IntoIterator<Item = Segment>) -> Self {
         let segments = segments.into_iter().map(|segment| (segment.header.number, segment)).collect();
-        Self { dir, listed: Mutex::new(Listed { segments, open: VecDeque::new() }) }
+        Self {
+            dir,
+            listed: Mutex::new(Listed { segments, open: VecDeque::new(), copies: 0, freed: Vec::new() }),
+        }
     }
 
     /// From now on these can be read.
@@ -88,9 +95,37 @@ impl Segments {
         let mut listed = lock_of(&self.listed);
         listed.segments.remove(&number);
         listed.open.retain(|(open, _)| *open != number);
+        if listed.copies > 0 {
+            return listed.freed.push(number);
+        }
         drop(listed);
+        self.remove(number);
+    }
+
+    /// Until what is returned is dropped, the file of no segment is removed.
+    pub(super) fn keep(&self) -> Kept<'_> {
+        lock_of(&self.listed).copies += 1;
+        Kept(self)
+    }
+
+    fn remove(&self, number: u64) {
         if let Err(error) = files::remove(&self.dir.join(segment_name(number))) {
             tracing::warn!(segment = number, %error, "cannot remove a segment; the next start will");
+        }
+    }
+}
+
+/// See [`Segments::keep`].
+pub(super) struct Kept<'a>(&'a Segments);
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        let mut listed = lock_of(&self.0.listed);
+        listed.copies -= 1;
+        if listed.copies == 0 {
+            let freed = std::mem::take(&mut listed.freed);
+            drop(listed);
+            freed.into_iter().for_each(|number| self.0.remove(number));
         }
     }
 }

@@ -8,6 +8,7 @@ use super::{super::mem::MemStore, *};
 use crate::store::{SourceKind, facts::samples::*, journal::tests::Tape};
 
 mod compaction;
+mod copies;
 mod damage;
 mod room;
 

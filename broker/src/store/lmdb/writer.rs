@@ -1,6 +1,6 @@
 //! The thread on the acknowledgement path: journals groups, then says so.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::atomic::Ordering::Relaxed};
 
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::{
     core::event::{Group, Lsn},
     store::{
         StoreEvent,
-        journal::{Journal, Place, scan::Segment},
+        journal::{Journal, Place, format::SegmentHeader, scan::Segment},
     },
 };
 
@@ -106,6 +106,9 @@ impl Writer<'_> {
     /// Takes the effects of the groups that were written into the overlay, then says `Persisted`: in this
     /// order, so that whoever knows of a group can read it.
     fn publish(&mut self, groups: &mut VecDeque<Group>) {
+        let headers = (self.opened.len() * SegmentHeader::LEN) as u64;
+        let bytes: u64 = self.places.iter().map(|place| place.len).sum();
+        self.shared.written.journal.fetch_add(headers + bytes, Relaxed);
         self.shared.segments.add(self.opened.drain(..));
         if self.places.is_empty() {
             return;
