@@ -106,6 +106,12 @@ impl Octobus {
         }
     }
 
+    /// The same on another data folder.
+    #[must_use]
+    pub fn on(&self, data: &Path) -> Self {
+        Self { data: data.to_owned(), ..self.clone() }
+    }
+
     /// With more arguments; a later one of the same name takes the place of an earlier one.
     #[must_use]
     pub fn args(mut self, args: &[&str]) -> Self {
