@@ -74,7 +74,7 @@ pub enum BackupError {
 /// # Errors
 /// See [`BackupError`]; what was written is left, without `backup.json`.
 pub fn of_running(copier: &Copier, data: &Path, to: &Path) -> Result<Manifest, BackupError> {
-    make(data, to, |to| Ok(copier.copy(to)?.ok_or(BackupError::Closed)?))
+    make(data, to, |to| copier.copy(to)?.ok_or(BackupError::Closed))
 }
 
 /// Makes a backup of a data folder that no process uses.
@@ -101,7 +101,7 @@ pub fn of_folder(data: &Path, to: &Path) -> Result<Manifest, BackupError> {
 /// documentation.
 ///
 /// # Errors
-/// See [`BackupError`]. What was written is left without `instance.json` and `journal`'s owner: remove it.
+/// See [`BackupError`]. What was written is left: remove it.
 pub fn restore(backup: &Path, data: &Path) -> Result<Manifest, BackupError> {
     let raw = private::read(&backup.join(MANIFEST), MANIFEST_BYTES_MAX)?;
     let parsed = raw.and_then(|raw| serde_json::from_slice::<Manifest>(&raw).ok());

@@ -75,7 +75,7 @@ pub(in crate::store) fn copy_journal(from: &Path, to: &Path) -> Result<Copied, O
     let mut numbers: Vec<u64> =
         names.iter().filter_map(|entry| segment_number(entry.file_name().to_str()?)).collect();
     numbers.sort_unstable();
-    let written = numbers.iter().copied().filter(|number| number & REWRITTEN == 0).next_back();
+    let written = numbers.iter().copied().rfind(|number| number & REWRITTEN == 0);
     let mut copied = Copied::default();
     for number in numbers {
         let (old, new) = (from.join(segment_name(number)), to.join(segment_name(number)));
