@@ -164,8 +164,8 @@ pub enum OpenError {
     /// The folder holds a format this version does not know.
     #[error("{path} has store format {found}; this version reads {known}: use the version that wrote it")]
     Format { path: std::path::PathBuf, found: u32, known: u32 },
-    /// The journal is damaged elsewhere than at its torn tail.
-    #[error("journal segment {segment} is damaged at byte {offset}: {what}; it was left untouched")]
+    /// Files of several stores are mixed.
+    #[error("journal segment {segment} cannot be used (byte {offset}): {what}; it was left untouched")]
     Corrupt { segment: u64, offset: u64, what: String },
     /// The file system says no.
     #[error("cannot {doing} {path}: {source}")]

@@ -28,7 +28,8 @@
 //!
 //! What is still wanted of old segments, Log records and gaps, is copied to a segment `old-<number>.seg`, in
 //! groups with their old lsn; see `rewrite.rs`. Such a segment is written once, and synced before it gets its
-//! name. The writer and recovery never look at one: it holds nothing that the checkpoint does not know.
+//! name. The writer and recovery never look at one: it holds nothing that the checkpoint does not know. Number 0
+//! holds the declared sources instead, for a checkpoint that must be made anew.
 //!
 //! # What a damaged group means
 //!

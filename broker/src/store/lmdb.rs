@@ -35,8 +35,10 @@ pub mod fsck;
 mod index;
 mod keeper;
 mod overlay;
+mod pages;
 mod quarantine;
 mod reader;
+mod rebuild;
 mod room;
 mod segments;
 mod writer;
@@ -61,7 +63,9 @@ use codec::{Kind, Record};
 use self::{
     checkpoint::{Checkpoint, Facts},
     overlay::Overlay,
+    pages::PageError,
     quarantine::Quarantine,
+    rebuild::OldGroups,
     room::{Reserve, Room},
     segments::Segments,
 };
@@ -198,28 +202,57 @@ pub(super) fn open_on(
         .and_then(|low| Ok(u128::from(low) | u128::from(getrandom::u64()?) << 64))
         .map_err(|error| io_error("name the new store", path, io::Error::other(error)))?
         .to_le_bytes();
-    let (checkpoint, summary) =
-        Checkpoint::open(&checkpoint_dir, options.map_bytes, options.map_bytes_max, new_id)?;
+    let quarantine = Quarantine::new(path);
+    let mut damage = Vec::new();
+    let of_store = scan::of_store(&journal_dir)?;
+    if let Some(what) = damage_of(&checkpoint_dir)? {
+        quarantine
+            .take(&checkpoint_dir)
+            .map_err(|source| io_error("move to quarantine", &checkpoint_dir, source))?;
+        damage.push(Damage { file: "checkpoint/data.mdb".to_owned(), offset: 0, what });
+    }
+    let id = of_store.map_or(new_id, |(id, _)| id);
+    let (checkpoint, mut summary) =
+        Checkpoint::open(&checkpoint_dir, options.map_bytes, options.map_bytes_max, id)?;
     sync_dir(&checkpoint_dir)?;
+    // Something was freed or rewritten, so there was a checkpoint, and this is not it.
+    let is_lost = summary.applied == 0 && (!damage.is_empty() || of_store.is_some_and(|(_, had)| had));
+    if is_lost && damage.is_empty() {
+        let what = "it is not the one that the journal was written with".to_owned();
+        damage.push(Damage { file: "checkpoint/data.mdb".to_owned(), offset: 0, what });
+    }
 
-    let mut overlay = Overlay::new(summary.ends);
+    let mut overlay = Overlay::new(std::mem::take(&mut summary.ends));
+    let rewritten = if is_lost { scan::rewritten(&journal_dir)? } else { Vec::new() };
+    let mut old = OldGroups::list(&journal_dir, &rewritten)?;
     let mut found = scan::scan(&journal_dir, summary.applied, &mut |seen| match seen {
         Seen::Group(found) => {
+            old.apply(found.lsn, &mut overlay);
             overlay.apply(found.lsn, found.place, scan::split(found.records).map(compact));
         }
         Seen::Damaged(damaged) if damaged.is_new => overlay.lose(damaged.place),
         Seen::Damaged(_) => {}
     })?;
+    old.apply(u64::MAX, &mut overlay);
+    found.damage.append(&mut old.damage);
+    if is_lost {
+        // What was freed is missing in front of what was not; that is no damage.
+        found.damage.retain(|damaged| damaged.is_whole || damaged.place.offset > 0);
+        found.end.last_lsn = found.end.last_lsn.max(overlay.active.last_lsn);
+        rebuild::declare_lost(&mut overlay);
+    }
     let mut all = found.segments.iter().chain(&found.rewritten).map(|segment| segment.header);
     if let Some(alien) = all.find(|header| header.store_id != summary.store_id) {
         let what = "the segment belongs to another checkpoint".to_owned();
         return Err(OpenError::Corrupt { segment: alien.number, offset: 0, what });
     }
+    for (what, _) in &summary.lost {
+        damage.push(Damage { file: "checkpoint/data.mdb".to_owned(), offset: 0, what: what.clone() });
+    }
+    let rows_lost = summary.lost.iter().any(|(_, uncertain)| *uncertain);
     // A number that index entries know must not be given to another segment.
     let known = summary.live.range(..REWRITTEN).next_back().map_or(0, |(number, _)| *number);
     found.end.next_number = found.end.next_number.max(known + 1);
-    let quarantine = Quarantine::new(path);
-    let mut damage = Vec::new();
     for damaged in &found.damage {
         let segment = damaged.place.segment;
         if damaged.is_whole {
@@ -234,10 +267,26 @@ pub(super) fn open_on(
     for damage in &damage {
         tracing::error!(%damage, "the store is damaged; what is left of it is used");
     }
-    let mut recovered = recover(&checkpoint, &overlay, found.end.last_lsn)
-        .map_err(|error| OpenError::Checkpoint { path: checkpoint_dir, what: error.to_string() })?;
+    let last_lsn = found.end.last_lsn;
+    let fault = |error: &dyn std::fmt::Display| OpenError::Checkpoint {
+        path: checkpoint_dir.clone(),
+        what: error.to_string(),
+    };
+    let mut recovered = recover(&checkpoint, &overlay, last_lsn).map_err(|error| fault(&error))?;
     recovered.damage = damage;
-    recovered.uncertain = found.damage.iter().any(|damaged| damaged.is_new);
+    recovered.uncertain = is_lost || rows_lost || found.damage.iter().any(|damaged| damaged.is_new);
+    if recovered.uncertain {
+        checkpoint.note_uncertain(last_lsn).map_err(|error| fault(&error))?;
+    } else {
+        // A crash before the core wrote what follows from it.
+        recovered.uncertain = checkpoint.is_uncertain(last_lsn).map_err(|error| fault(&error))?;
+    }
+    if is_lost && let Some(layer) = overlay.freeze() {
+        // Rewritten segments to which nothing points would be freed.
+        checkpoint.commit(&layer).map_err(|error| fault(&error))?;
+        (overlay.frozen, summary.applied) = (None, layer.last_lsn);
+        summary.live = checkpoint.live().map_err(|error| fault(&error))?;
+    }
     let journal = Journal::new(&journal_dir, summary.store_id, options.segment_bytes, disk, &found.end)
         .map_err(|source| io_error("open the last segment in", &journal_dir, source))?;
 
@@ -345,6 +394,16 @@ fn spawn(
 fn abort(why: &str) -> ! {
     tracing::error!(why, "the store cannot go on, the process ends");
     std::process::abort()
+}
+
+/// What is wrong with the pages of a checkpoint, if it is damaged.
+fn damage_of(checkpoint: &Path) -> Result<Option<String>, OpenError> {
+    match pages::check(checkpoint) {
+        Ok(()) => Ok(None),
+        Err(PageError::Damaged(what)) => Ok(Some(what)),
+        Err(PageError::Io(error)) if scan::is_damage(&error) => Ok(Some(error.to_string())),
+        Err(PageError::Io(error)) => Err(io_error("read", checkpoint, error)),
+    }
 }
 
 /// Checkpoint and overlay together.

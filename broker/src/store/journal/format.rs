@@ -147,6 +147,10 @@ pub(crate) fn group_len(group: &Group) -> u64 {
 /// Segments that were rewritten count in a number space of their own: the one with this bit.
 pub(crate) const REWRITTEN: u64 = 1 << 63;
 
+/// The rewritten segment that holds the declared sources, for when the checkpoint is lost: what they were declared in
+/// is long freed by then.
+pub(crate) const SOURCES: u64 = REWRITTEN;
+
 /// File name of a segment.
 pub(crate) fn segment_name(number: u64) -> String {
     match number & REWRITTEN {

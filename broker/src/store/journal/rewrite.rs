@@ -21,12 +21,15 @@ use crate::{core::event::Lsn, store::files};
 
 /// Name of a rewritten segment that is being made.
 pub(super) const TEMPORARY: &str = "old.tmp";
+/// As [`TEMPORARY`], of the one that holds the declared sources.
+pub(super) const TEMPORARY_SOURCES: &str = "sources.tmp";
 
 /// A rewritten segment in the making. Dropped before [`Rewrite::finish`] it leaves a file that the next one,
 /// or the next start, removes.
 #[derive(Debug)]
 pub(crate) struct Rewrite {
     dir: PathBuf,
+    temporary: PathBuf,
     file: File,
     header: SegmentHeader,
     /// Bytes that are in the file.
@@ -40,9 +43,10 @@ impl Rewrite {
     pub(crate) fn begin(dir: &Path, store_id: [u8; 16], number: u64) -> io::Result<Self> {
         let salt = getrandom::u64().map_err(io::Error::other)?;
         let header = SegmentHeader { store_id, number, first_lsn: Lsn::MAX, salt };
-        let file = files::create(&dir.join(TEMPORARY))?;
+        let temporary = dir.join(if number == format::SOURCES { TEMPORARY_SOURCES } else { TEMPORARY });
+        let file = files::create(&temporary)?;
         let flushed = SegmentHeader::LEN as u64;
-        Ok(Self { dir: dir.to_owned(), file, header, flushed, buffer: Vec::new() })
+        Ok(Self { dir: dir.to_owned(), temporary, file, header, flushed, buffer: Vec::new() })
     }
 
     /// Adds a group with the records that are left of it; where it stands.
@@ -74,7 +78,7 @@ impl Rewrite {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        files::write_at(&self.file, &self.dir.join(TEMPORARY), &self.buffer, self.flushed)?;
+        files::write_at(&self.file, &self.temporary, &self.buffer, self.flushed)?;
         self.flushed += self.buffer.len() as u64;
         self.buffer.clear();
         Ok(())
@@ -83,8 +87,7 @@ impl Rewrite {
     /// Puts all of it on disk, then gives it its name.
     pub(crate) fn finish(mut self) -> io::Result<Segment> {
         self.flush()?;
-        let (temporary, name) =
-            (self.dir.join(TEMPORARY), self.dir.join(format::segment_name(self.header.number)));
+        let (temporary, name) = (self.temporary, self.dir.join(format::segment_name(self.header.number)));
         files::write_at(&self.file, &temporary, &self.header.encode(), 0)?;
         files::sync(&self.file, &temporary)?;
         files::rename(&temporary, &name)?;
@@ -94,7 +97,7 @@ impl Rewrite {
 
     /// Removes what was written.
     pub(crate) fn abandon(self) {
-        if let Err(error) = files::remove(&self.dir.join(TEMPORARY)) {
+        if let Err(error) = files::remove(&self.temporary) {
             tracing::warn!(%error, "cannot remove an unfinished segment; the next start will");
         }
     }

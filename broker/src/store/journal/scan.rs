@@ -140,6 +140,51 @@ pub(crate) fn scan(dir: &Path, applied: Lsn, visit: &mut dyn FnMut(Seen<'_>)) ->
     Ok(Scan { segments, rewritten, damage, end: End { last_lsn: next - 1, next_number, reusable } })
 }
 
+/// What the segments in `dir` say of their store: its id, and whether a checkpoint must have been there, because
+/// something was freed or rewritten.
+pub(crate) fn of_store(dir: &Path) -> Result<Option<([u8; 16], bool)>, OpenError> {
+    let (segments, _) = list(dir)?;
+    let Some(first) = segments.first() else { return Ok(None) };
+    let checkpointed =
+        |header: &SegmentHeader| header.number & format::REWRITTEN != 0 || header.first_lsn > 1;
+    let any_old = segments.last().is_some_and(|last| last.header.number & format::REWRITTEN != 0);
+    Ok(Some((first.header.store_id, any_old || checkpointed(&first.header))))
+}
+
+/// The segments in `dir` that were rewritten.
+pub(crate) fn rewritten(dir: &Path) -> Result<Vec<Segment>, OpenError> {
+    let (mut segments, _) = list(dir)?;
+    segments.retain(|segment| segment.header.number & format::REWRITTEN != 0);
+    Ok(segments)
+}
+
+/// Where the groups of a rewritten segment stand, with their lsns, and what of it is damaged.
+pub(crate) fn old_groups(
+    dir: &Path,
+    segment: &Segment,
+    groups: &mut Vec<(Lsn, Place)>,
+) -> Result<Vec<Damaged>, OpenError> {
+    let mut walk = Walk::open(dir, segment.header)?;
+    let mut damage: Vec<Damaged> = Vec::new();
+    let mut lost_from = None;
+    while walk.offset + GroupHeader::LEN as u64 <= walk.size {
+        let number = segment.header.number;
+        if let Some((group, _)) = walk.group_at(walk.offset, 1..=Lsn::MAX)? {
+            if let Some(offset) = lost_from.take() {
+                let place = Place { segment: number, offset, len: walk.offset - offset };
+                let what = "groups cannot be read".to_owned();
+                damage.push(Damaged { place, what, is_new: true, is_whole: false });
+            }
+            groups.push((group.lsn, Place { segment: number, offset: walk.offset, len: group.total_len() }));
+            walk.offset += group.total_len();
+        } else {
+            lost_from.get_or_insert(walk.offset);
+            walk.offset += 8;
+        }
+    }
+    Ok(damage)
+}
+
 /// Syncs the last segment and its name. Those in front of it were synced before it was made.
 fn sync(dir: &Path, number: u64) -> Result<(), OpenError> {
     let path = dir.join(format::segment_name(number));
@@ -171,7 +216,8 @@ fn list(dir: &Path) -> Result<(Vec<Segment>, Vec<Damaged>), OpenError> {
     for entry in std::fs::read_dir(dir).map_err(io("list"))? {
         let entry = entry.map_err(io("list"))?;
         let name = entry.file_name();
-        if name == disk::TEMPORARY || name == rewrite::TEMPORARY {
+        if [disk::TEMPORARY, rewrite::TEMPORARY, rewrite::TEMPORARY_SOURCES].iter().any(|made| name == *made)
+        {
             files::remove(&entry.path()).map_err(io("clean"))?;
         }
         numbers.extend(name.to_str().and_then(format::segment_number));

@@ -11,7 +11,7 @@
 //! logs     source -> last seq, last epoch, last crc
 //! ```
 //!
-//! A key that LMDB cannot hold is replaced by its hash; the values hold the key itself.
+//! Every value (but the format) is followed by a crc32c of key and value. A key that LMDB cannot hold is replaced by its hash; the values hold the key itself.
 //!
 //! There is one writer, the checkpoint thread. Read transactions copy what they need and end at once.
 
@@ -38,17 +38,80 @@ use super::{
 };
 use crate::{
     core::event::Lsn,
-    store::{
-        OpenError, Source, facts, files,
-        journal::{Place, format::FORMAT},
-    },
+    store::{OpenError, Source, facts, files, journal::Place},
 };
 
 /// What LMDB says.
 pub(super) type Error = heed::Error;
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
-type Table = heed::Database<'static, types::Bytes, types::Bytes>;
+type Raw = heed::Database<'static, types::Bytes, types::Bytes>;
+
+/// A table whose values end with a crc32c of key and value, because LMDB has none. A row whose crc is wrong is not
+/// there; [`Opened::repair`] has told of those that were found at the start.
+#[derive(Debug, Clone, Copy)]
+struct Table(Raw);
+
+type Row<'t> = (&'t [u8], &'t [u8]);
+
+impl Table {
+    fn put(self, txn: &mut RwTxn<'_>, key: &[u8], value: &[u8]) -> Result<()> {
+        let mut sealed = Vec::with_capacity(value.len() + SEAL);
+        sealed.extend_from_slice(value);
+        sealed.put_u32_le(seal(key, value));
+        self.0.put(txn, key, &sealed)
+    }
+
+    fn delete(self, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<bool> {
+        self.0.delete(txn, key)
+    }
+
+    fn get<'t>(self, txn: &'t RoTxn<'_, WithoutTls>, key: &[u8]) -> Result<Option<&'t [u8]>> {
+        Ok(self.0.get(txn, key)?.and_then(|raw| unseal(key, raw)))
+    }
+
+    fn iter<'t>(self, txn: &'t RoTxn<'_, WithoutTls>) -> Result<impl Iterator<Item = Result<Row<'t>>>> {
+        Ok(self.0.iter(txn)?.filter_map(whole))
+    }
+
+    fn range<'t>(
+        self,
+        txn: &'t RoTxn<'_, WithoutTls>,
+        range: &(Bound<&[u8]>, Bound<&[u8]>),
+    ) -> Result<impl Iterator<Item = Result<Row<'t>>>> {
+        Ok(self.0.range(txn, range)?.filter_map(whole))
+    }
+
+    fn get_lower_than<'t>(self, txn: &'t RoTxn<'_, WithoutTls>, key: &[u8]) -> Result<Option<Row<'t>>> {
+        Ok(self.0.get_lower_than(txn, key)?.and_then(|(key, raw)| Some((key, unseal(key, raw)?))))
+    }
+
+    /// Keys of the rows whose crc is wrong.
+    fn damaged(self, txn: &RoTxn<'_, WithoutTls>) -> Result<Vec<Vec<u8>>> {
+        let rows = self.0.iter(txn)?;
+        let damaged = rows.filter_map(|row| match row {
+            Ok((key, raw)) => unseal(key, raw).is_none().then(|| Ok(key.to_vec())),
+            Err(error) => Some(Err(error)),
+        });
+        damaged.collect()
+    }
+}
+
+fn whole<'t>(row: Result<Row<'t>>) -> Option<Result<Row<'t>>> {
+    row.map(|(key, raw)| Some((key, unseal(key, raw)?))).transpose()
+}
+
+fn seal(key: &[u8], value: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(key), value)
+}
+
+fn unseal<'t>(key: &[u8], raw: &'t [u8]) -> Option<&'t [u8]> {
+    let (value, crc) = raw.split_last_chunk::<SEAL>()?;
+    (seal(key, value) == u32::from_le_bytes(*crc)).then_some(value)
+}
+
+/// Bytes of a value's crc.
+const SEAL: usize = 4;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -87,6 +150,8 @@ pub(super) struct Summary {
     pub(super) ends: HashMap<u32, LogEnd>,
     /// What is alive in each segment.
     pub(super) live: BTreeMap<u64, Live>,
+    /// Rows that were lost, and whether with them effects that nobody knows.
+    pub(super) lost: Vec<(String, bool)>,
 }
 
 /// The facts of a checkpoint, for recovery.
@@ -177,7 +242,13 @@ impl Checkpoint {
         }
         let opened = Opened::open(path, map_bytes).map_err(fault)?;
         opened.check_format(path, store_id)?;
-        let summary = opened.summary().map_err(fault)?;
+        if !opened.knows_itself().map_err(fault)? {
+            let what = "its own description is damaged: move the folder away to have it rebuilt".to_owned();
+            return Err(OpenError::Checkpoint { path: path.to_owned(), what });
+        }
+        let lost = opened.repair().map_err(fault)?;
+        let mut summary = opened.summary().map_err(fault)?;
+        summary.lost = lost;
         let checkpoint = Self {
             path: path.to_owned(),
             opened: RwLock::new(Some(opened)),
@@ -205,6 +276,32 @@ impl Checkpoint {
     /// All sources, State and facts.
     pub(super) fn facts(&self) -> Result<Facts> {
         self.with(Opened::facts)
+    }
+
+    /// The declare records of all sources.
+    pub(super) fn sources(&self) -> Result<Vec<Record>> {
+        self.with(|opened| {
+            let txn = opened.env.read_txn()?;
+            let rows = opened.tables.sources.iter(&txn)?;
+            rows.filter_map(|row| row.map(|(_, value)| decode_record(value)).transpose()).collect()
+        })
+    }
+
+    /// Notes that what is known up to this lsn is uncertain, until a group follows it.
+    pub(super) fn note_uncertain(&self, at: Lsn) -> Result<()> {
+        self.with(|opened| {
+            let mut txn = opened.env.write_txn()?;
+            opened.tables.meta.put(&mut txn, META_UNCERTAIN, &at.to_be_bytes())?;
+            txn.commit()
+        })
+    }
+
+    /// Whether nothing was written since it was noted that what is known is uncertain.
+    pub(super) fn is_uncertain(&self, last: Lsn) -> Result<bool> {
+        self.with(|opened| {
+            let txn = opened.env.read_txn()?;
+            Ok(opened.tables.meta.get(&txn, META_UNCERTAIN)?.is_some_and(|at| *at == last.to_be_bytes()))
+        })
     }
 
     /// What is alive in each segment, counted anew.
@@ -315,11 +412,19 @@ impl Opened {
         Ok(Self { env, tables })
     }
 
+    /// Whether what the checkpoint says of itself is whole.
+    fn knows_itself(&self) -> Result<bool> {
+        let txn = self.env.read_txn()?;
+        Ok(self.tables.meta.get(&txn, META_STORE_ID)?.is_some()
+            && (self.tables.meta.0.get(&txn, META_APPLIED)?.is_none()
+                || self.tables.meta.get(&txn, META_APPLIED)?.is_some()))
+    }
+
     fn check_format(&self, path: &Path, store_id: [u8; 16]) -> std::result::Result<(), OpenError> {
         let fault =
             |error: heed::Error| OpenError::Checkpoint { path: path.to_owned(), what: error.to_string() };
         let mut txn = self.env.write_txn().map_err(fault)?;
-        match self.tables.meta.get(&txn, META_FORMAT).map_err(fault)? {
+        match self.tables.meta.0.get(&txn, META_FORMAT).map_err(fault)? {
             Some(raw) if *raw == FORMAT.to_be_bytes() => Ok(()),
             Some(raw) => {
                 let found = raw.try_into().map_or(0, u32::from_be_bytes);
@@ -327,12 +432,66 @@ impl Opened {
             }
             None => {
                 let meta = self.tables.meta;
-                meta.put(&mut txn, META_FORMAT, &FORMAT.to_be_bytes())
+                // Every format has it as it is.
+                meta.0
+                    .put(&mut txn, META_FORMAT, &FORMAT.to_be_bytes())
                     .and_then(|()| meta.put(&mut txn, META_STORE_ID, &store_id))
                     .and_then(|()| txn.commit())
                     .map_err(fault)
             }
         }
+    }
+
+    /// Takes out the rows whose crc is wrong, and says which were lost: what they are worth, and whether effects went
+    /// that nobody knows. Entries of the index are replaced by such as tell their readers that records are lost.
+    fn repair(&self) -> Result<Vec<(String, bool)>> {
+        let mut txn = self.env.write_txn()?;
+        let Tables { sources, state, locals, index, logs, .. } = self.tables;
+        let mut lost = Vec::new();
+        let tables =
+            [("sources", sources), ("state", state), ("facts", locals), ("Logs", logs), ("index", index)];
+        for (name, table) in tables {
+            let damaged = table.damaged(&txn)?;
+            for key in &damaged {
+                table.delete(&mut txn, key)?;
+            }
+            if !damaged.is_empty() {
+                lost.push((
+                    format!("{} rows of the table of {name} are lost", damaged.len()),
+                    name != "index",
+                ));
+            }
+        }
+        if lost.is_empty() {
+            return Ok(lost);
+        }
+        let mut holes: Vec<(u32, u64, u64)> = Vec::new();
+        let mut last: BTreeMap<u32, u64> = BTreeMap::new();
+        for row in index.iter(&txn)? {
+            let (mut key, value) = row?;
+            let Some(run) = Run::decode(value).filter(|_| key.len() == INDEX_KEY) else { continue };
+            let (source, start, order) = (key.get_u32(), key.get_u64(), key.get_u8());
+            let before = last.entry(source).or_insert_with(|| start.saturating_sub(1));
+            if start > *before + 1 {
+                holes.push((source, *before + 1, start - 1));
+            }
+            *before = (*before).max(if order == facts::FULL { run.last } else { start.saturating_sub(1) });
+        }
+        for (source, last) in last {
+            let key = source.to_be_bytes();
+            match logs.get(&txn, &key)?.map(decode_end) {
+                Some(end) if end.last > last => holes.push((source, last + 1, end.last)),
+                Some(_) => {}
+                None => logs.put(&mut txn, &key, &encode_end(&LogEnd { last, ..LogEnd::default() }))?,
+            }
+        }
+        for (source, from, to) in holes {
+            let place = Place { segment: 0, offset: 0, len: 0 };
+            let run = Run { place, last: to, bytes: 0, gap: false };
+            index.put(&mut txn, &index_key(source, (from, facts::FULL)), &run.encode())?;
+        }
+        txn.commit()?;
+        Ok(lost)
     }
 
     fn summary(&self) -> Result<Summary> {
@@ -344,7 +503,8 @@ impl Opened {
         }
         let live = self.live()?;
         let store_id = self.tables.meta.get(&txn, META_STORE_ID)?.and_then(|raw| raw.try_into().ok());
-        Ok(Summary { store_id: store_id.unwrap_or_default(), applied: self.applied(&txn)?, ends, live })
+        let applied = self.applied(&txn)?;
+        Ok(Summary { store_id: store_id.unwrap_or_default(), applied, ends, live, lost: Vec::new() })
     }
 
     fn live(&self) -> Result<BTreeMap<u64, Live>> {
@@ -425,7 +585,7 @@ impl Opened {
         let Tables { meta, sources, state, locals, index, logs } = &self.tables;
         let mut bytes = 0;
         for table in [meta, sources, state, locals, index, logs] {
-            let stat = table.stat(&txn)?;
+            let stat = table.0.stat(&txn)?;
             let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
             bytes += pages as u64 * u64::from(stat.page_size);
         }
@@ -592,6 +752,8 @@ impl Tables {
             Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(tables))
         })?;
         let [meta, sources, state, locals, index, logs] = made.unwrap_commit();
+        let [meta, sources, state, locals, index, logs] =
+            [meta, sources, state, locals, index, logs].map(Table);
         Ok(Self { meta, sources, state, locals, index, logs })
     }
 }
@@ -680,6 +842,8 @@ fn decode_end(mut raw: &[u8]) -> LogEnd {
 
 /// LMDB's file in its folder.
 const DATA: &str = "data.mdb";
+/// Format of the checkpoint. 2: values have checksums.
+const FORMAT: u32 = 2;
 const TABLES: usize = 6;
 /// Bytes of an index entry's key.
 const INDEX_KEY: usize = 13;
@@ -687,6 +851,7 @@ const INDEX_KEY: usize = 13;
 const READERS: u32 = 8;
 const META_FORMAT: &[u8] = b"format";
 const META_STORE_ID: &[u8] = b"store id";
+const META_UNCERTAIN: &[u8] = b"uncertain at";
 const META_APPLIED: &[u8] = b"applied lsn";
 /// Bytes of a key besides its prefix; LMDB takes 1 900 and more with longer-keys.
 const KEY_MAX: usize = 1536;

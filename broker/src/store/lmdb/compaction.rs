@@ -189,6 +189,10 @@ fn copy_segment(
     let mut entered = 0;
     for at in 0..moves.len() {
         let place = moves[at].run.place;
+        if place.len == 0 {
+            // It stands for records that are lost, and goes on telling so.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let from = place.offset.max(end);
         if place.offset + place.len <= from {
             continue;

@@ -15,7 +15,10 @@ use super::{
     overlay::Layer,
     room::{PROBE, Part, Reserve},
 };
-use crate::{core::event::Lsn, store::journal::scan::Segment};
+use crate::{
+    core::event::Lsn,
+    store::journal::{format::SOURCES, rewrite::Rewrite, scan::Segment},
+};
 
 /// What the keeper knows of the checkpoint.
 pub(super) struct Keeper {
@@ -25,6 +28,8 @@ pub(super) struct Keeper {
     settled: Settled,
     /// Checkpoints until rewriting is tried again after it failed.
     hold_off: u32,
+    /// The sources that are kept next to the segments are all there are.
+    sources_kept: bool,
     /// A commit failed and `live` may not be what the checkpoint says.
     uncertain: bool,
     /// Blocks for a commit that finds none.
@@ -33,7 +38,16 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new(store_id: [u8; 16], live: BTreeMap<u64, Live>, applied: Lsn, reserve: Reserve) -> Self {
-        Self { store_id, live, applied, settled: Settled::default(), hold_off: 0, uncertain: false, reserve }
+        Self {
+            store_id,
+            live,
+            applied,
+            settled: Settled::default(),
+            hold_off: 0,
+            uncertain: false,
+            sources_kept: false,
+            reserve,
+        }
     }
 
     /// Checkpoints what gathers until told to stop, and then what is left.
@@ -90,6 +104,7 @@ impl Keeper {
                 gathering.failing = None;
                 drop(gathering);
                 self.applied = layer.last_lsn;
+                self.sources_kept &= layer.sources.is_empty();
                 self.count(live);
                 self.recount(shared);
                 self.free(shared);
@@ -131,17 +146,39 @@ impl Keeper {
         }
     }
 
+    /// Writes the declared sources next to the segments, if there are new ones, before what they were declared in is
+    /// freed; whether it could.
+    fn keep_sources(&mut self, shared: &Shared) -> bool {
+        if self.sources_kept {
+            return true;
+        }
+        let kept = shared.checkpoint.sources().map_err(std::io::Error::other).and_then(|sources| {
+            let mut rewrite = Rewrite::begin(&shared.segments.dir, self.store_id, SOURCES)?;
+            rewrite.push(1, &sources)?;
+            rewrite.finish()
+        });
+        match kept {
+            Ok(_) => self.sources_kept = true,
+            Err(error) => tracing::warn!(%error, "no segment is freed until the sources can be written"),
+        }
+        self.sources_kept
+    }
+
     /// Deletes closed segments that no index entry points into.
     fn free(&mut self, shared: &Shared) {
         if self.uncertain {
             return;
         }
-        for segment in shared.segments.closed(self.applied) {
-            let number = segment.header.number;
-            if self.live.get(&number).is_none_or(|live| live.entries == 0) {
-                self.live.remove(&number);
-                shared.segments.free(number);
-            }
+        let is_dead =
+            |segment: &Segment| self.live.get(&segment.header.number).is_none_or(|live| live.entries == 0);
+        let mut dead = shared.segments.closed(self.applied);
+        dead.retain(is_dead);
+        if dead.is_empty() || !self.keep_sources(shared) {
+            return;
+        }
+        for segment in dead {
+            self.live.remove(&segment.header.number);
+            shared.segments.free(segment.header.number);
         }
     }
 

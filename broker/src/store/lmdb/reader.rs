@@ -131,6 +131,10 @@ impl Reader<'_> {
     /// The records that an index entry claims, from the wanted seq on.
     fn read_run(&self, source: u32, from: u64, key: Key, run: &Run) -> io::Result<Vec<Record>> {
         let (salt, file) = self.shared.segments.file(run.place.segment)?;
+        if run.place.len == 0 {
+            // It stands for records whose place is not known.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
         let len = usize::try_from(run.place.len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let mut picked: Vec<Record> = Vec::new();
         let mut pick = |record: Record| {

@@ -14,7 +14,7 @@ use crate::{
     store::{
         files,
         journal::{
-            format::{REWRITTEN, segment_name},
+            format::{REWRITTEN, SOURCES, segment_name},
             scan::Segment,
         },
     },
@@ -80,7 +80,7 @@ impl Segments {
         let written = listed.segments.range(..REWRITTEN).map(|(_, segment)| *segment);
         let followers = written.clone().skip(1);
         let closed = written.zip(followers).filter(|(_, next)| next.header.first_lsn <= applied + 1);
-        let rewritten = listed.segments.range(REWRITTEN..).map(|(_, segment)| *segment);
+        let rewritten = listed.segments.range(SOURCES + 1..).map(|(_, segment)| *segment);
         closed.map(|(segment, _)| segment).chain(rewritten).collect()
     }
 

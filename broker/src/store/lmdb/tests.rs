@@ -5,7 +5,11 @@ use std::{os::unix::fs::FileExt, task::Waker};
 use proptest::prelude::*;
 
 use super::{super::mem::MemStore, *};
-use crate::store::{SourceKind, facts::samples::*, journal::tests::Tape};
+use crate::store::{
+    SourceKind,
+    facts::samples::*,
+    journal::{format::SOURCES, tests::Tape},
+};
 
 mod compaction;
 mod copies;
@@ -426,7 +430,7 @@ fn names(path: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(path.join("journal")).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.retain(|name| name != "spare");
+    names.retain(|name| name != "spare" && *name != segment_name(SOURCES));
     names.sort();
     names
 }
