@@ -14,6 +14,7 @@
 //! | `watch`, `collect` | who is told of changes of State; which tombstones go |
 //! | `policy`, `retention`, `thin`, `forecast` | what is kept of a Log, and how long it will do |
 //! | `replay`, `dead_letter` | reading a Log from anywhere; records that nobody can take |
+//! | `intent` | who does not own a space asks its owner |
 //! | `link` | the session with another broker |
 //! | `claims`, `forwards`, `authorize` | who holds a node's name, whom a relay speaks for, who may send what |
 //! | `exports`, `export_log`, `export_state`, `imports`, `credit` | what flows over it, and how much at a time |
@@ -43,6 +44,9 @@ mod forecast;
 mod forwards;
 mod import_scope;
 mod imports;
+mod intent;
+#[cfg(test)]
+mod intent_tests;
 mod ledger;
 mod link;
 mod log;
@@ -155,7 +159,7 @@ pub struct StreamConfig {
 /// What goes over links in one direction, within what the peer's certificate permits.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
-    /// Streams by name, `down` for every `down/<n>`; `None` is all.
+    /// Streams by name, `down` for every `down/<n>`, `intent` for every `intent/<space>`; `None` is all.
     pub streams: Option<Vec<Arc<str>>>,
     /// Topics of Live messages and requests.
     pub live: Vec<Filter>,
@@ -169,7 +173,10 @@ impl Exchange {
     }
 
     fn has_stream(&self, stream: &str) -> bool {
-        let name = if stream.starts_with("down/") { "down" } else { stream };
+        let name = match stream.split_once('/') {
+            Some((kind @ ("down" | "intent"), _)) => kind,
+            _ => stream,
+        };
         self.streams.as_ref().is_none_or(|streams| streams.iter().any(|held| **held == *name))
     }
 
@@ -264,6 +271,8 @@ enum Timer {
     Expire(ClientIx),
     /// A will is published, unless its session came back.
     Will(ClientIx, u64),
+    /// Answers to intents go after a day.
+    IntentResults,
     /// Tombstones that nobody needs are forgotten.
     Tombstones,
     /// Requests that nobody answered are forgotten.
@@ -299,6 +308,8 @@ pub struct Core {
     watches: BTreeMap<WatchId, Watch>,
     /// A look through the tombstones is due.
     collecting: bool,
+    /// A look through the answers to intents is due.
+    sweeping: bool,
     /// Incarnation of the spaces that this broker owns.
     incarnation: u64,
     /// Random number of this process, for the lineage of owned spaces.
@@ -543,6 +554,7 @@ impl Core {
                 Timer::WriteCursors => self.write_cursors(),
                 Timer::Expire(client) => self.on_expiry_due(client),
                 Timer::Will(client, visits) => self.on_will_due(client, visits),
+                Timer::IntentResults => self.sweep_answers(),
                 Timer::Tombstones => self.collect_tombstones(),
                 Timer::Requests => self.forget_requests(),
                 Timer::Age(log) => self.on_age_due(log),

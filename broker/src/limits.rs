@@ -52,6 +52,12 @@ pub const INFLIGHT_SHARED: usize = 64;
 /// Recent records of a Log that came over a link, kept in memory.
 pub const IMPORTED_TAIL_BYTES: usize = 64 << 10;
 
+/// Largest value in an intent: with its key and id it is a frame of a Log.
+pub const INTENT_VALUE_MAX: usize = STATE_VALUE_MAX;
+/// Intents of a node that its hub has not acknowledged.
+pub const INTENTS_MAX: u64 = 1_024;
+/// Answers to the intents of one asker.
+pub const INTENT_RESULTS_MAX: usize = 256;
 /// Keys that one node may want.
 pub const WANT_KEYS_MAX: usize = 8_192;
 /// Tombstones of a space beyond which the oldest are forgotten, whoever has not seen them.

@@ -34,6 +34,10 @@ impl Core {
                 }
                 Err(response) => response,
             },
+            Command::Intend { owner, intent } => match self.intend(&owner, intent) {
+                Ok(()) => return self.ledger.after(Effect::Respond(id, Response::Done)),
+                Err(reason) => Response::Refused(reason),
+            },
             Command::StateBarrier { space } => match self.write_barrier(&space) {
                 Ok(revision) => {
                     return self.ledger.after(Effect::Respond(id, Response::Written(vec![revision])));

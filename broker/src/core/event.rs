@@ -446,6 +446,10 @@ pub enum Command {
         /// Show with each change what was there before: only with a change window.
         with_previous: bool,
     },
+    /// Ask the owner of a space to change it: a node asks the tier (the empty origin), a hub a node. Answered
+    /// once the question is durable. What becomes of it is State of the owner: key
+    /// `intent-result/<node>/<id>` of `fleet`, or `intent-result/<id>` of the node's `status`.
+    Intend { owner: Origin, intent: Intent },
     /// This broker has listed the source of its space `fleet` completely: what its receivers hold of an older
     /// incarnation, and was not told again, may go. Answered once durable.
     StateBarrier { space: Arc<str> },
@@ -482,6 +486,32 @@ pub struct StateOp {
     pub change: StateChange,
     /// What must hold for the whole write to happen.
     pub expect: Expect,
+}
+
+/// What the owner of a space is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intent {
+    /// Names the answer: 1 to 64 letters, digits, dots, hyphens and underscores, never used before.
+    pub id: String,
+    /// A space of the owner.
+    pub space: Arc<str>,
+    /// The key.
+    pub key: String,
+    /// The new value, or `None` to delete.
+    pub value: Option<Bytes>,
+    /// What the asker knows of the key.
+    pub seen: Seen,
+}
+
+/// What an asker saw of a key; if it is something else by then, its intent is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It does not matter.
+    Any,
+    /// Nothing.
+    Absent,
+    /// An entry.
+    At { incarnation: u64, revision: u64 },
 }
 
 /// What a [`StateOp`] does.

@@ -7,6 +7,7 @@ use codec::{Class, Flags, FrameView, Kind, Record, proto};
 use super::{
     Core, DropReason, dead_letter,
     event::{Origin, SessionId},
+    intent,
     ledger::Effect,
     link::{Import, Link, LinkSource, Side},
     log::{self, LogId},
@@ -192,6 +193,9 @@ impl Core {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         let mine = log.down_to() == Some(&*self.config.name);
         let frame = (record.header.kind == Kind::LOG && mine).then(|| record.body.clone());
+        let bears_intents = mine || (self.config.is_hub() && intent::is_log(&log.stream));
+        let intent = (record.header.kind == Kind::LOG && bears_intents)
+            .then(|| (Arc::clone(&log.origin), record.body.clone()));
         if record.header.kind == Kind::GAP {
             self.stats.gap("received", 1);
         }
@@ -202,6 +206,9 @@ impl Core {
         if let Some(frame) = frame {
             // The retained value that a down message asks for enters with the mark, in one group.
             self.retain_if_asked(&frame);
+        }
+        if let Some((origin, frame)) = intent {
+            self.take_intent(&origin, &frame);
         }
     }
 

@@ -9,6 +9,7 @@ use super::{
     Core, DropReason, Party,
     client::{ClientIx, inbound_key},
     event::{Delivery, Front, Origin, Output, Position, Publish, PublishRefusal, Reply, SessionId, Target},
+    intent,
     ledger::Effect,
     log::LogId,
     request, trie,
@@ -225,7 +226,8 @@ impl Core {
         let down = log.down_to().is_some();
         let origin = if down { Arc::clone(&self.own) } else { Arc::clone(&log.origin) };
         let foreign = if self.config.is_hub() { down } else { !self.is_readable(&self.logs[&id]) };
-        if foreign {
+        let intents = intent::is_log(&self.logs[&id].stream);
+        if foreign || intents || (down && is_intent(&record)) {
             return self.pump_exports_of(id);
         }
         let Ok(view) = FrameView::parse(&record.body) else { return };
@@ -313,6 +315,11 @@ impl Core {
         from: Option<(SessionId, ClientIx)>,
         message: &Publish,
     ) -> Result<(), PublishRefusal> {
+        // What the bus itself says to a node is no client's to say.
+        let view = FrameView::parse(&message.frame).map_err(|_malformed| PublishRefusal::BadFrame)?;
+        if view.topic() == intent::TOPIC {
+            return Err(PublishRefusal::BadFrame);
+        }
         if !self.is_enrolled(node) {
             self.stats.drop(DropReason::NoSuchNode);
             if let Some(inbox) = &message.reply {
@@ -375,4 +382,8 @@ impl Core {
         };
         self.retain(view.topic(), &publish, view.payload().is_empty());
     }
+}
+
+fn is_intent(record: &codec::Record) -> bool {
+    FrameView::parse(&record.body).is_ok_and(|view| view.topic() == intent::TOPIC)
 }

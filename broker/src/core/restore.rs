@@ -53,6 +53,7 @@ impl Core {
             space_names: BTreeMap::new(),
             watches: BTreeMap::new(),
             collecting: false,
+            sweeping: false,
             incarnation: 0,
             run: 0,
             trie: Trie::default(),
@@ -317,6 +318,7 @@ impl Core {
             self.collecting = true;
             self.after(self.config.tombstone_age, Timer::Tombstones);
         }
+        self.resume_answers();
         let own = Arc::clone(&self.own);
         if self.config.is_hub() {
             self.space_of(&own, &"sys".into());

@@ -315,7 +315,8 @@ impl Core {
 
     /// Whether clients here read a Log: this broker's own, and what came down for this node.
     pub(super) fn is_readable(&self, log: &Log) -> bool {
-        log.origin == self.own || log.down_to() == Some(&*self.config.name)
+        let intents = super::intent::is_log(&log.stream);
+        (log.origin == self.own && !intents) || log.down_to() == Some(&*self.config.name)
     }
 
     /// Gives a client a cursor at the head of a Log, unless it has one.

@@ -217,6 +217,26 @@ impl Space {
             .filter_map(|(key, entry)| Some((key, entry.visible()?)))
     }
 
+    /// Local revisions and keys of the newest live entries under a prefix, oldest first.
+    pub(super) fn live(&self, prefix: &str) -> Vec<(u64, Arc<str>)> {
+        let mut found: Vec<(u64, Arc<str>)> =
+            self.newest(prefix).map(|(key, version)| (version.local, Arc::clone(key))).collect();
+        found.sort_unstable();
+        found
+    }
+
+    /// Keys and times of the newest live entries under a prefix.
+    pub(super) fn timed(&self, prefix: &str) -> Vec<(Arc<str>, u64)> {
+        let time = |version: &Version| FrameView::parse(&version.frame).map_or(0, |view| view.time_us());
+        self.newest(prefix).map(|(key, version)| (Arc::clone(key), time(version))).collect()
+    }
+
+    fn newest<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a Arc<str>, &'a Version)> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        let within = self.entries.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix));
+        within.map(|(key, entry)| (key, &entry.latest)).filter(|(_, version)| !version.tombstone)
+    }
+
     /// Whether a write may happen; else the revision that was found (0 = absent).
     pub(super) fn check(&self, key: &str, expect: Expect) -> Result<(), u64> {
         let found = self.latest(key).map(|version| version.pair.1);

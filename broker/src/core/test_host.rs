@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -16,7 +17,7 @@ use super::{
         SessionId, SessionOpen, StateChange, StateEvent, StateOp,
     },
 };
-use crate::store::{Store, mem::MemStore};
+use crate::store::{Store, StoreEvent, mem::MemStore};
 
 /// A core, its store and what it said.
 pub(super) struct Host {
@@ -109,7 +110,19 @@ impl Host {
                     }
                 }
                 Action::Respond { id, response } => drop(self.responses.insert(id, response)),
-                Action::Read(request) => self.store.read(request),
+                Action::Read(request) => {
+                    self.store.read(request);
+                    self.take_reads();
+                }
+            }
+        }
+    }
+
+    fn take_reads(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(event) = self.store.poll_event(&mut cx) {
+            if let StoreEvent::Read { read, records } = event {
+                self.apply(Event::ReadDone { read, records });
             }
         }
     }
