@@ -138,6 +138,16 @@ Examples:
 
 After what is there comes `synced`, as soon as the owner has listed its source and nothing is on the way.")]
     Watch(WatchArgs),
+    /// Ask the owner of a State space to change it, and wait for the answer
+    ///
+    /// Refused with `conflict` if the owner holds something else by then than is seen here.
+    #[command(after_help = "\
+Examples:
+  octobus ask fleet obj/core/configmaps/default/a 'from the node' --admin NODE/admin.sock
+  octobus ask twin default/pump on --node edge-1 --data DATA          at a hub
+
+A node may ask for what it must have (octobus want), a hub for twins of its nodes. Prints the revision.")]
+    Ask(AskArgs),
     /// Say what nodes must have: keys of space fleet
     #[command(subcommand)]
     Want(WantCommand),
@@ -476,6 +486,31 @@ pub(crate) struct PutArgs {
     /// Only if there is no such key
     #[arg(long)]
     pub(crate) create: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// At a hub: the node whose space it is
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Space
+    pub(crate) space: String,
+    /// Key
+    pub(crate) key: String,
+    /// Value; - or nothing reads it from standard input
+    #[arg(conflicts_with = "delete")]
+    pub(crate) value: Option<String>,
+    /// Delete the key
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// Whatever is there by then
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Wait so long for the answer
+    #[arg(long, value_name = "DURATION", value_parser = units::duration, default_value = "10s")]
+    pub(crate) wait: Duration,
 }
 
 #[derive(Debug, Args)]

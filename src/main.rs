@@ -52,6 +52,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Put(args) => state::put(args).await,
         Command::Delete(args) => state::delete(&args).await,
         Command::Watch(args) => state::watch(&args).await,
+        Command::Ask(args) => state::ask(args).await,
         Command::Want(command) => state::want(command).await,
         Command::Barrier(args) => state::barrier(&args).await,
         Command::AcceptRemoval(args) => state::accept_removal(&args).await,

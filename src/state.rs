@@ -1,13 +1,13 @@
-//! `octobus put`, `delete`, `watch`, `want`, `barrier` and `accept-removal`: State, by hand.
+//! `octobus put`, `delete`, `watch`, `ask`, `want`, `barrier` and `accept-removal`: State, by hand.
 
 use std::io::Read as _;
 
 use bytes::Bytes;
 use hyper::Method;
-use ops::api::{self, StateRow, WatchRow, Written};
+use ops::api::{self, Answer, Asked, StateRow, WatchRow, Written};
 
 use crate::{
-    cli::{AcceptArgs, BarrierArgs, DeleteArgs, PutArgs, Rows, WantArgs, WantCommand, WatchArgs},
+    cli::{AcceptArgs, AskArgs, BarrierArgs, DeleteArgs, PutArgs, Rows, WantArgs, WantCommand, WatchArgs},
     exit::{Failure, Outcome},
     output,
 };
@@ -143,4 +143,46 @@ pub(crate) async fn accept_removal(args: &AcceptArgs) -> Outcome {
     let client = args.target.client()?;
     let _written: Written = client.post("/v1/state/accept-removal", &query, Bytes::new()).await?;
     Ok(())
+}
+
+/// Asks the owner of a space, and waits for what becomes of it.
+pub(crate) async fn ask(args: AskArgs) -> Outcome {
+    let client = args.target.client()?;
+    let value = match args.value {
+        Some(value) if value != "-" => Bytes::from(value),
+        None if args.delete => Bytes::new(),
+        _ => read_value()?,
+    };
+    let node = args.node.as_deref().unwrap_or_default();
+    let mut query = vec![("space", args.space.as_str()), ("key", &args.key), ("node", node)];
+    query.extend(args.delete.then_some(("delete", "true")));
+    query.extend(args.force.then_some(("force", "true")));
+    let asked: Asked = client.post("/v1/state/intent", &query, value).await?;
+    let question = [("id", asked.id.as_str()), ("node", node)];
+    let until = tokio::time::Instant::now() + args.wait;
+    loop {
+        match client.get::<Answer>("/v1/state/intent", &question).await {
+            Ok(answer) if answer.outcome == "applied" => {
+                return output::line(answer.revision.to_string().as_bytes());
+            }
+            Ok(answer) => {
+                let there = if answer.revision > 0 {
+                    format!(": it has revision {} there", answer.revision)
+                } else {
+                    String::new()
+                };
+                return Err(Failure::failed(format!("refused: {}{there}", answer.outcome)));
+            }
+            Err(error) if error.is_not_found() && tokio::time::Instant::now() < until => {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            Err(error) if error.is_not_found() => {
+                return Err(Failure::failed(format!(
+                    "no answer within {:?}: it is on its way and good for a day",
+                    args.wait
+                )));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

@@ -254,6 +254,59 @@ fn a_hub_put_back_to_an_older_copy_removes_nothing_before_its_barrier() {
 }
 
 #[test]
+fn a_hub_put_back_is_found_out_even_after_it_has_overtaken_the_node() {
+    let mut pair = Pair::running(&["a", "b"]);
+    let names = pods(&["a", "b", "c"]);
+    let all: Vec<&str> = names.iter().map(String::as_str).collect();
+    let copy = pair.hub.store.copy();
+    pair.hub.restart();
+    pair.at_hub(vec![put(all[2], "new"), want("n1", &all)]);
+    pair.relink();
+    assert_eq!(pair.held(), names);
+    pair.link_down();
+    pair.hub.start_on(copy);
+    // Nothing but other revisions of the same numbers: the node's position says nothing any more.
+    for number in 0..20 {
+        pair.at_hub(vec![put("obj/core/configmaps/default/x", &number.to_string())]);
+    }
+    pair.at_hub(vec![want("n1", &all[..2])]);
+    pair.relink();
+    assert_eq!(pair.held(), names, "removed before the barrier of a hub that was put back");
+    assert!(!is_synced(&mut pair.node));
+    pair.barrier();
+    assert_eq!(pair.held(), names[..2]);
+}
+
+#[test]
+fn a_node_put_back_is_found_out_even_after_it_has_overtaken_the_hub() {
+    let mut pair = Pair::new();
+    let status = |key: &str, value: &'static str| {
+        test_host::op("status", key, Some(Bytes::from_static(value.as_bytes())), Expect::Any)
+    };
+    pair.link_up();
+    pair.node.write(vec![status("a", "1"), status("b", "1")]);
+    pair.quiet();
+    let copy = pair.node.store.copy();
+    pair.link_down();
+    pair.node.restart();
+    pair.node.write(vec![status("gone", "1"), status("b", "2")]);
+    pair.relink();
+    assert_eq!(pair.hub.keys("n1", "status", ""), ["a", "b", "gone"]);
+    pair.link_down();
+    pair.node.start_on(copy);
+    for _ in 0..20 {
+        pair.node.write(vec![status("other", "1")]);
+    }
+    pair.relink();
+    assert_eq!(pair.hub.keys("n1", "status", ""), ["a", "b", "other"]);
+    assert_eq!(
+        pair.hub.list_of("n1", "status", "b", None, 9).unwrap().0,
+        [("b".to_owned(), "1".to_owned())],
+        "what the older copy holds is the truth now"
+    );
+}
+
+#[test]
 fn the_removal_of_more_than_half_waits_for_an_operator_and_survives_a_restart() {
     let mut pair = Pair::running(&["a", "b", "c"]);
     let names = pods(&["a", "b", "c"]);

@@ -104,7 +104,7 @@ impl Core {
         let asked = FrameView::parse(frame).ok().and_then(|view| {
             let intent = codec::decode::<proto::Intent>(frame.slice_ref(view.payload())).ok()?;
             check_id(&intent.id).ok()?;
-            Some((intent, self.has_expired(&view, TTL.as_secs())))
+            Some((intent, self.has_expired(&view, TTL)))
         });
         let Some((intent, expired)) = asked else {
             return self.stats.drop(DropReason::NotAuthorized);

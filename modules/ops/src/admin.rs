@@ -14,6 +14,7 @@
 //! | `GET`, `PUT`, `DELETE /v1/state/entry?space=&key=&revision=&create=` | one entry; the body is its value |
 //! | `GET /v1/state/watch?origin=&space=&prefix=&from=&previous=` | NDJSON of [`WatchRow`](crate::api::WatchRow) |
 //! | `GET`, `POST /v1/state/want?node=&action=` | the keys that a node must have |
+//! | `POST /v1/state/intent?space=&key=&node=&delete=&force=`, `GET ...?id=&node=` | asks the owner; its answer |
 //! | `POST /v1/state/barrier`, `POST /v1/state/accept-removal?node=` | what an operator says of `fleet` |
 //! | `GET /v1/stats` | the page of metrics |
 //! | `POST /v1/backup?to=` | NDJSON of one [`Manifest`](broker::store::backup::Manifest), or a problem |
@@ -189,6 +190,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/v1/state/entry", get(state::get).put(state::put).delete(state::delete))
         .route("/v1/state/watch", get(state::watch))
         .route("/v1/state/want", get(state::wants).post(state::want))
+        .route("/v1/state/intent", get(state::answer).post(state::intend))
         .route("/v1/state/barrier", post(state::barrier))
         .route("/v1/state/accept-removal", post(state::accept_removal))
         .route("/v1/stats", get(stats))

@@ -375,6 +375,22 @@ pub struct Written {
     pub revisions: Vec<u64>,
 }
 
+/// An intent is durable and on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Names the answer.
+    pub id: String,
+}
+
+/// What became of an intent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// `applied`, `conflict`, `not-authorized`, `expired`, `malformed`.
+    pub outcome: String,
+    /// Of the change; for a conflict, of what is there.
+    pub revision: u64,
+}
+
 /// A message, as `GET /v1/subscribe` streams it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageRow {

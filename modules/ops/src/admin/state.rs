@@ -1,6 +1,12 @@
 //! State over the admin socket: reading, writing, watching, and what an operator of a hub says of `fleet`.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use axum::{
     Json,
@@ -8,7 +14,10 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use broker::event::{self, Command, Expect, Output, StateChange, StateEntry, StateEvent, StateOp};
+use broker::{
+    event::{self, Command, Expect, Intent, Output, Seen, StateChange, StateEntry, StateEvent, StateOp},
+    limits,
+};
 use bytes::Bytes;
 use codec::proto;
 use serde::Deserialize;
@@ -19,7 +28,7 @@ use super::{
     stream::{self, Gone, Lines},
     unexpected,
 };
-use crate::api::{self, StateRow, WatchRow, WriteOp, Written};
+use crate::api::{self, Answer, Asked, StateRow, WatchRow, WriteOp, Written};
 
 /// Entries of one question to the broker.
 const PAGE: usize = 64;
@@ -380,4 +389,83 @@ async fn wanted(admin: &Admin, node: &str) -> Result<(Vec<String>, Expect), Refu
     let want: proto::Want = codec::decode(entry.value())
         .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("want/{node}: {error}")))?;
     Ok((want.keys, Expect::Revision(entry.revision)))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct IntentQuery {
+    space: String,
+    key: String,
+    /// At a hub: the node whose space it is.
+    #[serde(default)]
+    node: String,
+    #[serde(default)]
+    delete: bool,
+    /// Whatever is there.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Asks the owner of a space for a change of what is seen of it here; durable when this answers.
+pub(super) async fn intend(
+    State(admin): State<Admin>,
+    Query(query): Query<IntentQuery>,
+    value: Bytes,
+) -> Result<Json<Asked>, Refusal> {
+    // Never used before: the clock goes forward, and within a microsecond the number does.
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let id = format!("{:x}-{:x}", broker::clock::wall_us(), ASKED.fetch_add(1, Ordering::Relaxed));
+    let seen = match entry(&admin, &query.node, &query.space, &query.key).await? {
+        _ if query.force => Seen::Any,
+        Some(entry) => Seen::At { incarnation: entry.incarnation, revision: entry.revision },
+        None => Seen::Absent,
+    };
+    let value = (!query.delete).then_some(value);
+    let intent = Intent { id: id.clone(), space: query.space.into(), key: query.key, value, seen };
+    match admin.broker.call(Command::Intend { owner: query.node.into(), intent }).await? {
+        event::Response::Done => Ok(Json(Asked { id })),
+        other => Err(unexpected(other)),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct AnswerQuery {
+    id: String,
+    #[serde(default)]
+    node: String,
+}
+
+/// What became of an intent; not found while the owner has not answered.
+pub(super) async fn answer(
+    State(admin): State<Admin>,
+    Query(query): Query<AnswerQuery>,
+) -> Result<Json<Answer>, Refusal> {
+    let found = if admin.is_hub {
+        entry(&admin, &query.node, "status", &format!("intent-result/{}", query.id)).await?
+    } else {
+        let command = Command::StateList {
+            origin: "".into(),
+            space: FLEET.into(),
+            prefix: "intent-result/".to_owned(),
+            after: None,
+            limit: limits::INTENT_RESULTS_MAX,
+            at: None,
+        };
+        let event::Response::Entries { entries, .. } = admin.broker.call(command).await? else {
+            return Err(Refusal::not_found("no answer yet"));
+        };
+        // A node holds the answers to its own intents alone.
+        entries.into_iter().find(|entry| entry.key.rsplit('/').next() == Some(&query.id))
+    };
+    let Some(entry) = found else { return Err(Refusal::not_found("no answer yet")) };
+    let result: proto::IntentResult = codec::decode(entry.value())
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let outcome = match result.outcome() {
+        proto::IntentOutcome::Applied => "applied",
+        proto::IntentOutcome::Conflict => "conflict",
+        proto::IntentOutcome::NotAuthorizedIntent => "not-authorized",
+        proto::IntentOutcome::ExpiredIntent => "expired",
+        proto::IntentOutcome::Malformed => "malformed",
+        proto::IntentOutcome::Unspecified => "unspecified",
+    };
+    Ok(Json(Answer { outcome: outcome.to_owned(), revision: result.revision }))
 }
