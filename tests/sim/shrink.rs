@@ -104,3 +104,37 @@ pub(crate) fn shrink(script: &Script, rule: &str, fails: impl Fn(&Script) -> Opt
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use octobus_tests::script::{Health, What};
+
+    use super::*;
+    use crate::plan;
+
+    /// Steps that a full run has, and a shrunk one may.
+    const STEPS: usize = 300;
+    const FEW: usize = 8;
+
+    /// A world with a fault of its own: from the first full disk of a host on, it forgets to deliver what
+    /// is acknowledged to its subscriber.
+    fn faulty(script: &Script) -> Option<Failure> {
+        attempt(|| World::run_with(script, |world| world.lose_deliveries_after_a_full_disk())).err()
+    }
+
+    #[test]
+    fn a_run_that_breaks_a_rule_is_shrunk_to_the_few_steps_that_break_it() {
+        let rule = "a_subscriber_gets_all_that_is_acknowledged";
+        let broken = |script: &Script| faulty(script).is_some_and(|failure| failure.rule == rule);
+        let script = (1..200).map(|seed| plan::script(seed, STEPS)).find(broken);
+        let script = script.expect("one of 200 seeds has a full disk and a publish after it");
+        let short = shrink(&script, rule, faulty);
+        assert!(short.steps.len() <= FEW, "{short}");
+        let full = |what: &What| matches!(what, What::Disk { state: Health::Full, .. });
+        assert!(short.steps.iter().any(|step| full(&step.what)), "without its cause:\n{short}");
+        // What is written down is what was found, and the world without the fault keeps the rule.
+        let again: Script = short.to_string().parse().expect("a script");
+        assert_eq!(faulty(&again).map(|failure| failure.rule).as_deref(), Some(rule));
+        assert_eq!(fails(&again), None);
+    }
+}

@@ -51,6 +51,9 @@ pub(crate) struct World {
     verbose: bool,
     /// Hash everything that hosts say, not only what happens.
     thorough: bool,
+    /// A fault that a test puts in, and whether it has set in.
+    deaf_after_full: bool,
+    deaf: bool,
     /// What has happened since the world was last looked at.
     events: u64,
 }
@@ -80,6 +83,8 @@ impl World {
             trace: std::hash::DefaultHasher::new(),
             verbose: std::env::var_os("OCTOBUS_SIM_TRACE").is_some(),
             thorough,
+            deaf_after_full: false,
+            deaf: false,
             events: 0,
         };
         for who in 0..=HUB {
@@ -90,7 +95,23 @@ impl World {
 
     /// Runs a script, then lets the world come to rest and looks whether every promise was kept.
     pub(crate) fn run(script: &Script, thorough: bool) -> u64 {
-        let mut world = Self::new(script.seed, thorough);
+        Self::new(script.seed, thorough).follow(script)
+    }
+
+    /// As [`Self::run`], in a world that a test has given a fault.
+    pub(crate) fn run_with(script: &Script, fault: impl FnOnce(&mut Self)) -> u64 {
+        let mut world = Self::new(script.seed, false);
+        fault(&mut world);
+        world.follow(script)
+    }
+
+    /// From the first full disk on, deliveries do not reach the subscribers.
+    pub(crate) fn lose_deliveries_after_a_full_disk(&mut self) {
+        self.deaf_after_full = true;
+    }
+
+    fn follow(self, script: &Script) -> u64 {
+        let mut world = self;
         for step in &script.steps {
             world.step(step);
         }
@@ -233,6 +254,7 @@ impl World {
             What::Version { as_of, .. } => drop(self.ages.insert(who, as_of)),
             What::Crash { .. } => self.restart(who, Host::crash),
             What::Disk { state, .. } => {
+                self.deaf |= self.deaf_after_full && state == Health::Full;
                 self.host(who).disk.set(state);
                 self.host(who).poll_store(now);
             }
@@ -552,6 +574,7 @@ impl World {
             Out::Acknowledged(tag) => self.oracle.acknowledged(who, host, tag),
             Out::Refused(tag) => self.oracle.refused(tag),
             Out::Repeated(tag) => self.oracle.repeated(tag),
+            Out::Delivered { .. } if self.deaf => {}
             Out::Delivered { client, payload, origin, qos, at } => {
                 rule!(
                     qos <= 2 && (who == HUB || *origin == *host.name || origin.is_empty()),
