@@ -14,7 +14,7 @@ mod names_survive;
 mod nothing_acknowledged_is_lost;
 mod nothing_grows;
 mod operations;
-mod state_reaches_its_nodes;
 mod scripts_on_real_processes;
+mod state_reaches_its_nodes;
 mod the_harness_itself;
 mod two_machines;
