@@ -372,6 +372,49 @@ fn a_hub_whose_store_refuses_stops_its_nodes_and_goes_on_by_itself() {
 }
 
 #[test]
+fn a_receiver_that_got_further_by_another_path_does_not_stop_the_window() {
+    let mut pair = Pair::new(config());
+    pair.tamper = |record| {
+        let Ok(mut held) = codec::decode::<proto::Control>(record.body.clone()) else { return };
+        if let Some(proto::control::Message::Ack(ack)) = &mut held.message {
+            ack.sources.iter_mut().for_each(|at| at.seq += 1_000_000);
+            record.body = codec::encode(&held);
+        }
+    };
+    pair.link_up();
+    pair.publish_many(80, 64 << 10);
+    pair.pass(SECOND);
+    assert_eq!(pair.at_hub().len(), 80);
+}
+
+#[test]
+fn a_peer_cannot_use_up_the_incarnations() {
+    let mut pair = Pair::new(config());
+    pair.tamper = |record| {
+        let Ok(mut held) = codec::decode::<proto::Control>(record.body.clone()) else { return };
+        if let Some(proto::control::Message::Welcome(welcome)) = &mut held.message {
+            let at = proto::StatePosition {
+                origin: "n1".into(),
+                space: "retained".into(),
+                incarnation: u64::MAX,
+                revision: u64::MAX,
+                ..proto::StatePosition::default()
+            };
+            welcome.positions = vec![at];
+            record.body = codec::encode(&held);
+        }
+    };
+    pair.link_up();
+    pair.publish("a/b", "n1:x#1", 1);
+    pair.quiet();
+    assert_eq!(pair.at_hub(), Vec::<String>::new(), "the link ends at such a position");
+    pair.link_down();
+    pair.tamper = |_| {};
+    pair.link_up();
+    assert_eq!(pair.at_hub(), tags(1..=1));
+}
+
+#[test]
 fn bulk_in_flight_does_not_hold_back_an_alarm() {
     let mut config = config();
     config.streams = vec![broker::core::StreamConfig {

@@ -728,6 +728,16 @@ fn fleet_counts(fleet: &mut Fleet) -> Vec<u64> {
 
 #[test]
 fn a_change_of_epoch_passes_through_a_relay_in_its_place() {
+    change_of_epoch(|_fleet| {});
+}
+
+#[test]
+fn a_relay_that_restarted_passes_a_second_history_on_from_its_disk() {
+    change_of_epoch(|fleet| fleet.crash("gw-1"));
+}
+
+/// A node is rolled back while the relay in front of the hub is alone with its histories.
+fn change_of_epoch(before_the_hub_is_back: impl FnOnce(&mut Fleet)) {
     let mut fleet = Fleet::linked(&[("gw-1", "hub"), ("pump-1", "gw-1")]);
     fleet.publish("pump-1", "pump-1:x#1", false);
     fleet.quiet();
@@ -745,6 +755,7 @@ fn a_change_of_epoch_passes_through_a_relay_in_its_place() {
     fleet.publish("pump-1", "pump-1:x#other", false);
     fleet.quiet();
     fleet.link("pump-1", "gw-1");
+    before_the_hub_is_back(&mut fleet);
     fleet.link("gw-1", "hub");
     let at_hub = fleet.log_at("hub", "pump-1");
     for tag in ["pump-1:x#1", "pump-1:x#2", "pump-1:x#3", "pump-1:x#other"] {

@@ -14,7 +14,7 @@ use super::{
 /// Sources that one peer may declare, for itself and for each name behind it.
 pub(super) const SOURCES_MAX: usize = 256;
 /// Of everybody behind one relay.
-const SOURCES_BEHIND_MAX: usize = 16_384;
+pub(super) const SOURCES_BEHIND_MAX: usize = 16_384;
 
 impl Core {
     /// A declare binds a number, if this peer may speak of that source.

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Core, Timer, space::Forgettable};
+use super::{Core, Timer, link::Link, space::Forgettable};
 use crate::limits;
 
 /// Tombstones are looked through this often, while there are any.
 const EVERY: Duration = Duration::from_mins(1);
+/// The next bounded part of many follows after this: others have a turn in between.
+const SOON: Duration = Duration::from_millis(10);
 
 impl Core {
     /// A tombstone became durable in this space.
@@ -27,7 +29,7 @@ impl Core {
         }
         self.collecting = more || self.spaces.iter().any(super::Space::has_tombstones);
         if self.collecting {
-            self.after(if more { Duration::ZERO } else { EVERY }, Timer::Tombstones);
+            self.after(if more { SOON } else { EVERY }, Timer::Tombstones);
         }
     }
 
@@ -42,7 +44,15 @@ impl Core {
             up_to: before.map_or(0, |_| up_to),
             not: self.spaces[index].answered_for(&self.own),
         };
-        self.spaces[index].collect(&mut self.ledger, &which)
+        let forgotten = self.spaces[index].collect(&mut self.ledger, &which);
+        let space = &self.spaces[index];
+        let horizon = space.horizon.local;
+        let lags = |link: &Link| link.spaces.get(&index).is_some_and(|export| export.cursor < horizon);
+        if forgotten > 0 && space.owned && self.links.values().any(lags) {
+            // A receiver will never be told of it by name: it is told everything again, and a barrier.
+            self.mint_above(self.incarnation);
+        }
+        forgotten
     }
 
     /// The local revision that every receiver that was ever heard of durably holds. Who stands in another

@@ -221,7 +221,9 @@ impl Core {
                 continue;
             }
             if export.next < log.first {
-                for gap in log.front_gaps(export.next) {
+                // All of it under the epoch that was announced, wherever earlier ones ended.
+                for mut gap in log.front_gaps(export.next) {
+                    gap.header.epoch = epoch;
                     self.send_log_record(session, id, gap);
                 }
                 continue;
@@ -268,13 +270,14 @@ impl Core {
             let Some(export) = self.links[&session].logs.get(&id) else { return };
             let log = &self.logs[&id];
             let seq = record.header.seq;
-            let crossing = log.epoch_at(seq) != export.epoch;
+            if seq < export.next {
+                continue; // among them the announcement that a history begins with
+            }
+            let (from, _) = log::range_of(record);
+            let crossing = log.epoch_at(from.max(export.next)) != export.epoch;
             let link = &self.links[&session];
             if crossing || export.in_flight.bytes as u64 >= link.window.log_bytes {
                 break;
-            }
-            if seq < export.next {
-                continue;
             }
             if export.next < log.first {
                 break; // policy removed it meanwhile, and says so from here on
@@ -286,12 +289,14 @@ impl Core {
                 break;
             }
             let (export, log) = (&self.links[&session].logs[&id], &self.logs[&id]);
-            let (from, _) = log::range_of(record);
             if from > export.next {
                 let hole = log::gap(log, export.next, from - 1, proto::GapReason::Corruption);
                 self.export_record(session, id, hole);
             }
             self.export_record(session, id, record.clone());
+            if self.links[&session].logs.get(&id).is_none_or(|export| export.next <= seq) {
+                break; // what is left of a gap belongs to the next epoch
+            }
         }
         self.pump_links.insert(session);
     }
@@ -310,6 +315,13 @@ impl Core {
             let seq = record.header.seq;
             record = log::gap(log, seq, seq, proto::GapReason::Expired);
             self.stats.drop(DropReason::Expired);
+        }
+        let export = &self.links[&session].logs[&id];
+        if record.header.kind == Kind::GAP
+            && let Some((following, _)) = log.epochs.iter().find(|(from, _)| *from > export.next)
+        {
+            // An epoch begins where it was announced, also within what is gone.
+            record = log::gap_to(record, following - 1);
         }
         record.header.epoch = log.epoch_at(record.header.seq);
         record.header.flags = Flags(record.header.flags.0 & !Flags::IMPORTED.0);

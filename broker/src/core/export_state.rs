@@ -87,9 +87,6 @@ impl Core {
         self.spaces[index].passed(pair);
         self.pump_watches_of(index);
         let space = &self.spaces[index];
-        if space.owned {
-            return self.pump_links_above();
-        }
         if !space.is_complete(&self.own) {
             return;
         }

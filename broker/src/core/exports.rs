@@ -118,15 +118,21 @@ impl Core {
                 link.logs.iter_mut().find(|(_, export)| export.number == at.source)
             {
                 export.held = at.hold;
-                if at.seq >= export.next || at.epoch == 0 {
-                    continue; // it acknowledges what was never sent, or holds back what it has nothing of
+                if at.epoch == 0 || export.next == 0 {
+                    continue; // it holds back what it has nothing of
                 }
-                let bytes = export.in_flight.acknowledged(&at.seq);
+                // It may have got further by another path: of what went by this one, it has all.
+                let seq = at.seq.min(export.next - 1);
+                let crc = if seq == at.seq { at.crc } else { 0 };
+                let bytes = export.in_flight.acknowledged(&seq);
                 freed += bytes;
                 if let Some(log) = self.logs.get_mut(id) {
                     log.forecast.acknowledged.add(self.now.mono, bytes as u64);
+                    if log.origin != self.own {
+                        export.next = export.next.max(at.seq.saturating_add(1));
+                    }
                 }
-                export.mark = Some(proto::Mark { epoch: at.epoch, mark: at.seq, crc: at.crc });
+                export.mark = Some(proto::Mark { epoch: at.epoch, mark: seq, crc });
                 export.mark_is_new = true;
                 moved.push(*id);
             } else if let Some(export) = link.spaces.values_mut().find(|export| export.number == at.source) {

@@ -16,6 +16,10 @@ use super::{
 
 /// Histories of one stream that a peer is told about.
 const HISTORIES_TOLD: usize = 8;
+/// Histories of one stream that are taken from another broker.
+const HISTORIES_MAX: usize = 128;
+/// Streams of one node.
+const STREAMS_MAX: usize = 256;
 
 impl Core {
     /// Whether a peer brings what belongs to this origin and name.
@@ -79,6 +83,11 @@ impl Core {
                 }
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
+            (Import::State { .. }, Kind::PUT | Kind::TOMBSTONE | Kind::BARRIER | Kind::SYNCED)
+                if !self.is_plausible(record.header.epoch) =>
+            {
+                return Err(format!("an incarnation of the far future: {}", record.header.epoch));
+            }
             (Import::State { space }, Kind::PUT | Kind::TOMBSTONE | Kind::SYNCED)
                 if self.spaces[space].scoped =>
             {
@@ -133,8 +142,8 @@ impl Core {
             Kind::GAP => {
                 let gap: proto::Gap =
                     codec::decode(record.body.clone()).map_err(|error| error.to_string())?;
-                if gap.from > record.header.seq + 1 {
-                    return Err("a gap that ends before it begins".to_owned());
+                if gap.to != record.header.seq || gap.from > record.header.seq + 1 {
+                    return Err("a gap whose bounds cannot be".to_owned());
                 }
                 let change = (gap.reason() == proto::GapReason::EpochChange).then_some(gap.new_epoch);
                 (gap.from, record.header.seq, change)
@@ -145,6 +154,10 @@ impl Core {
         let epoch = new_epoch.unwrap_or(record.header.epoch);
         let histories = self.histories.get(&name).map_or(&[][..], Vec::as_slice);
         let known = histories.iter().rev().find(|id| self.logs[id].epoch() == epoch).copied();
+        if known.is_none() {
+            self.bound_histories(&name)?;
+        }
+        let histories = self.histories.get(&name).map_or(&[][..], Vec::as_slice);
         let id = match (known, new_epoch) {
             (Some(id), _) => id,
             (None, Some(epoch)) => {
@@ -182,6 +195,21 @@ impl Core {
         }
         self.import_next(id, record);
         Ok(id)
+    }
+
+    /// Every history is kept for good, so one node must not begin them without end.
+    fn bound_histories(&self, name: &(Origin, Arc<str>)) -> Result<(), String> {
+        let (origin, stream) = name;
+        if self.histories.get(name).is_some_and(|held| held.len() >= HISTORIES_MAX) {
+            return Err(format!("stream {stream} began anew more than {HISTORIES_MAX} times: rename it"));
+        }
+        let from = (Arc::clone(origin), Arc::from(""));
+        let streams = self.histories.range(from..).take_while(|((of, _), _)| of == origin);
+        // The tier's are `down/<node>`, one for each node.
+        if !origin.is_empty() && !self.histories.contains_key(name) && streams.count() >= STREAMS_MAX {
+            return Err(format!("node {origin} has more than {STREAMS_MAX} streams: use fewer"));
+        }
+        Ok(())
     }
 
     fn import_next(&mut self, id: LogId, mut record: Record) {

@@ -459,6 +459,7 @@ impl Core {
         if hello.instance.len() != 16 {
             return Err("an instance that has not 16 bytes".to_owned());
         }
+        self.check_positions(&hello.positions)?;
         let peer = self.links[&session].peer.clone();
         if peer.role != Role::Node {
             self.refuse(session, proto::RefusalReason::NotAuthorized, "only nodes link here", 0);
@@ -480,6 +481,14 @@ impl Core {
         self.links.get_mut(&session).expect("the link that said hello").phase = Phase::Greeting;
         self.greet_once_durable(session, Greeting::Welcome(Box::new(hello)));
         Ok(())
+    }
+
+    fn check_positions(&self, positions: &[proto::StatePosition]) -> Result<(), String> {
+        let greatest = positions.iter().map(|at| at.incarnation.max(at.reached_incarnation)).max();
+        match greatest.filter(|greatest| !self.is_plausible(*greatest)) {
+            Some(greatest) => Err(format!("a position of the far future: incarnation {greatest}")),
+            None => Ok(()),
+        }
     }
 
     fn welcome(&mut self, session: SessionId, hello: proto::Hello) {
@@ -511,6 +520,7 @@ impl Core {
         if !PROTOCOL.contains(&welcome.protocol) {
             return Err(format!("the peer chose protocol {}", welcome.protocol));
         }
+        self.check_positions(&welcome.positions)?;
         self.conditions.remove(&("DuplicateIdentity", self.config.name.to_string()));
         self.conditions.remove(&("LinkRefused", self.config.name.to_string()));
         let link = self.links.get_mut(&session).expect("the link that was welcomed");
@@ -543,7 +553,7 @@ impl Core {
         let run = |offer: &proto::StateOffer| {
             ((offer.origin.as_str().into(), offer.space.as_str().into()), offer.run)
         };
-        link.runs = states.iter().take(super::authorize::SOURCES_MAX).map(run).collect();
+        link.runs = states.iter().take(super::authorize::SOURCES_BEHIND_MAX).map(run).collect();
         if let Some(window) = window.filter(|_| link.features.contains(FEATURE_CREDIT)) {
             link.window = window;
         }

@@ -285,6 +285,20 @@ pub(super) fn gap_from(mut record: Record, from: u64) -> Record {
     record
 }
 
+/// The part of a gap up to `to`.
+pub(super) fn gap_to(mut record: Record, to: u64) -> Record {
+    if let Ok(mut gap) = codec::decode::<proto::Gap>(record.body.clone())
+        && gap.from <= to
+        && to < gap.to
+    {
+        gap.count = gap.count.min(to + 1 - gap.from);
+        gap.to = to;
+        record.header.seq = to;
+        record.body = codec::encode(&gap);
+    }
+    record
+}
+
 /// The seqs that a Log or gap record stands for.
 pub(super) fn range_of(record: &Record) -> (u64, u64) {
     let to = record.header.seq;

@@ -28,6 +28,8 @@ use crate::{
     store::{LocalFact, Recovered, SourceKind},
 };
 
+/// How far another broker's clock may have been ahead when it minted: ten years, for one that was never set.
+const INCARNATION_AHEAD_MS: u64 = 10 * 365 * 86_400_000;
 /// The fact that holds the incarnation of the spaces that this broker owns.
 const INCARNATION: &[u8] = b"incarnation";
 
@@ -205,6 +207,13 @@ impl Core {
                 space.begin_run(&mut self.ledger, self.run);
             }
         }
+    }
+
+    /// Whether an incarnation can be one: it begins with the time when it was minted. A peer that could name
+    /// any would leave no greater one to mint.
+    pub(super) fn is_plausible(&self, incarnation: u64) -> bool {
+        let latest_ms = (self.now.wall_us / 1000).saturating_add(INCARNATION_AHEAD_MS);
+        !self.now.trusted || incarnation >> 20 <= latest_ms
     }
 
     /// A new incarnation, greater than `above`: every owned entry gets a revision of it.

@@ -293,6 +293,7 @@ impl Core {
         log.upkeep.busy = false;
         let page: Vec<&Record> =
             records.iter().filter(|record| log::range_of(record).1 >= log.first).collect();
+        let looked = log.upkeep.age_from;
         if log.upkeep.age_due {
             self.look_at_age(id, &page);
         }
@@ -300,18 +301,23 @@ impl Core {
         let (before, at_front) = (log.first, log.upkeep.front <= log.first);
         if at_front {
             let aged = log.upkeep.age_cut;
-            let of = |wanted: &dyn Fn(&Record) -> bool| {
-                let records = page.iter().filter(|record| record.header.kind == Kind::LOG);
-                records.take_while(|record| wanted(record)).last().map_or(0, |record| record.header.seq + 1)
-            };
-            let too_old = of(&|record| record.header.seq < aged);
-            let too_many = usize::try_from(log.too_many()).unwrap_or(usize::MAX);
-            let surplus = page.iter().filter(|record| record.header.kind == Kind::LOG).take(too_many).last();
-            let surplus = surplus.map_or(0, |record| record.header.seq + 1);
+            // Gaps go with the records around them: a page may hold nothing else.
+            let too_old = page.iter().take_while(|record| record.header.seq < aged).last();
+            let too_old = too_old.map_or(0, |record| record.header.seq + 1);
+            let mut left = log.too_many();
+            let surplus = page.iter().take_while(|record| {
+                let some = left > 0;
+                left -= u64::from(some && record.header.kind == Kind::LOG);
+                some
+            });
+            let surplus = surplus.last().map_or(0, |record| record.header.seq + 1);
             self.drop_page(id, &page, too_old, proto::GapReason::Expired);
             self.drop_page(id, &page, surplus, proto::GapReason::DropOldest);
         }
-        if !at_front || self.logs[&id].first > before || (self.logs[&id].upkeep.age_due && !page.is_empty()) {
+        // Each step leaves something behind it, or it is the last for now.
+        let upkeep = &self.logs[&id].upkeep;
+        let looked_on = upkeep.age_due && upkeep.age_from > looked;
+        if !at_front || self.logs[&id].first > before || looked_on {
             self.begin_upkeep(id);
         }
     }
@@ -333,7 +339,9 @@ impl Core {
             log.upkeep.age_cut = record.header.seq + 1;
         }
         match (young, page.last()) {
-            (None, Some(last)) => log.upkeep.age_from = last.header.seq + 1,
+            (None, Some(last)) => {
+                log.upkeep.age_from = log.upkeep.age_from.max(last.header.seq + 1);
+            }
             (None, None) => log.upkeep.age_due = false,
             (Some(time_us), _) => {
                 log.upkeep.age_due = false;
@@ -343,7 +351,7 @@ impl Core {
         }
     }
 
-    /// Drops the entries of a page below `end`, which stands behind a record.
+    /// Drops the entries of a page below `end`, which stands behind an entry.
     fn drop_page(&mut self, id: LogId, page: &[&Record], end: u64, reason: proto::GapReason) {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         let first = log.first;
