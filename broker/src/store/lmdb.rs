@@ -61,7 +61,7 @@ use bytes::Bytes;
 use codec::{Kind, Record};
 
 use self::{
-    checkpoint::{Checkpoint, Facts},
+    checkpoint::{Checkpoint, Facts, Summary},
     overlay::Overlay,
     pages::PageError,
     quarantine::Quarantine,
@@ -215,6 +215,13 @@ pub(super) fn open_on(
     let (checkpoint, mut summary) =
         Checkpoint::open(&checkpoint_dir, options.map_bytes, options.map_bytes_max, id)?;
     sync_dir(&checkpoint_dir)?;
+    if !summary.lost.is_empty() {
+        let repaired = checkpoint.repair();
+        let fault = |error: checkpoint::Error| error.to_string();
+        let repaired = repaired
+            .map_err(|error| OpenError::Checkpoint { path: checkpoint_dir.clone(), what: fault(error) })?;
+        summary = Summary { lost: summary.lost, ..repaired };
+    }
     // Something was freed or rewritten, so there was a checkpoint, and this is not it.
     let is_lost = summary.applied == 0 && (!damage.is_empty() || of_store.is_some_and(|(_, had)| had));
     if is_lost && damage.is_empty() {
@@ -234,13 +241,13 @@ pub(super) fn open_on(
         Seen::Damaged(_) => {}
     })?;
     old.apply(u64::MAX, &mut overlay);
-    found.damage.append(&mut old.damage);
     if is_lost {
-        // What was freed is missing in front of what was not; that is no damage.
-        found.damage.retain(|damaged| damaged.is_whole || damaged.place.offset > 0);
+        // What was freed is missing between what was not, which is no damage; what is damaged is told to who reads it.
+        found.damage.retain(|damaged| damaged.is_whole);
         found.end.last_lsn = found.end.last_lsn.max(overlay.active.last_lsn);
         rebuild::declare_lost(&mut overlay);
     }
+    found.damage.append(&mut old.damage);
     let mut all = found.segments.iter().chain(&found.rewritten).map(|segment| segment.header);
     if let Some(alien) = all.find(|header| header.store_id != summary.store_id) {
         let what = "the segment belongs to another checkpoint".to_owned();

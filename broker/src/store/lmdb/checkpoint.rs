@@ -246,7 +246,7 @@ impl Checkpoint {
             let what = "its own description is damaged: move the folder away to have it rebuilt".to_owned();
             return Err(OpenError::Checkpoint { path: path.to_owned(), what });
         }
-        let lost = opened.repair().map_err(fault)?;
+        let lost = opened.lost().map_err(fault)?;
         let mut summary = opened.summary().map_err(fault)?;
         summary.lost = lost;
         let checkpoint = Self {
@@ -271,6 +271,12 @@ impl Checkpoint {
     /// Writes what is committed now to another file, without its free pages.
     pub(super) fn copy(&self, to: &Path) -> Result<()> {
         self.with(|opened| opened.env.copy_to_path(to, CompactionOption::Enabled).map(drop))
+    }
+
+    /// Takes out the rows whose crc is wrong; what is left. Entries of the index are replaced by such as tell their
+    /// readers that records are lost.
+    pub(super) fn repair(&self) -> Result<Summary> {
+        self.with(|opened| opened.repair().and_then(|()| opened.summary()))
     }
 
     /// All sources, State and facts.
@@ -442,29 +448,34 @@ impl Opened {
         }
     }
 
-    /// Takes out the rows whose crc is wrong, and says which were lost: what they are worth, and whether effects went
-    /// that nobody knows. Entries of the index are replaced by such as tell their readers that records are lost.
-    fn repair(&self) -> Result<Vec<(String, bool)>> {
-        let mut txn = self.env.write_txn()?;
+    /// The tables whose values have crcs and can be repaired.
+    fn repairable(&self) -> [(&'static str, Table); 5] {
         let Tables { sources, state, locals, index, logs, .. } = self.tables;
+        [("sources", sources), ("state", state), ("facts", locals), ("Logs", logs), ("index", index)]
+    }
+
+    /// Which rows have a wrong crc, and whether with them effects went that nobody knows.
+    fn lost(&self) -> Result<Vec<(String, bool)>> {
+        let txn = self.env.read_txn()?;
         let mut lost = Vec::new();
-        let tables =
-            [("sources", sources), ("state", state), ("facts", locals), ("Logs", logs), ("index", index)];
-        for (name, table) in tables {
-            let damaged = table.damaged(&txn)?;
-            for key in &damaged {
-                table.delete(&mut txn, key)?;
-            }
-            if !damaged.is_empty() {
-                lost.push((
-                    format!("{} rows of the table of {name} are lost", damaged.len()),
-                    name != "index",
-                ));
+        for (name, table) in self.repairable() {
+            let count = table.damaged(&txn)?.len();
+            if count > 0 {
+                lost.push((format!("{count} rows of the table of {name} are lost"), name != "index"));
             }
         }
-        if lost.is_empty() {
-            return Ok(lost);
+        Ok(lost)
+    }
+
+    /// As [`Checkpoint::repair`].
+    fn repair(&self) -> Result<()> {
+        let mut txn = self.env.write_txn()?;
+        for (_, table) in self.repairable() {
+            for key in table.damaged(&txn)? {
+                table.delete(&mut txn, &key)?;
+            }
         }
+        let Tables { index, logs, .. } = self.tables;
         let mut holes: Vec<(u32, u64, u64)> = Vec::new();
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
         for row in index.iter(&txn)? {
@@ -490,8 +501,7 @@ impl Opened {
             let run = Run { place, last: to, bytes: 0, gap: false };
             index.put(&mut txn, &index_key(source, (from, facts::FULL)), &run.encode())?;
         }
-        txn.commit()?;
-        Ok(lost)
+        txn.commit()
     }
 
     fn summary(&self) -> Result<Summary> {

@@ -51,6 +51,10 @@ pub fn check(path: &Path) -> Result<Report, OpenError> {
     }
     let _lock = lock(path)?;
     let mut report = Report::default();
+    if let Some(what) = super::damage_of(&data)? {
+        report.problems.push(format!("checkpoint: {what}"));
+        return Ok(report);
+    }
     let (checkpoint, summary) = match Checkpoint::open(&data, MAP_BYTES, MAP_BYTES_MAX, [0; 16]) {
         Ok(opened) => opened,
         Err(error) => {
@@ -58,6 +62,7 @@ pub fn check(path: &Path) -> Result<Report, OpenError> {
             return Ok(report);
         }
     };
+    report.problems.extend(summary.lost.iter().map(|(what, _)| format!("checkpoint: {what}")));
     let mut overlay = Overlay::new(summary.ends);
     let scanned = scan::scan(&journal, summary.applied, &mut |seen| match seen {
         Seen::Group(found) => {
