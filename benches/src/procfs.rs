@@ -29,6 +29,16 @@ pub fn pss(pid: u32) -> anyhow::Result<u64> {
     kib(&rollup, "Pss:")
 }
 
+/// Bytes that the process has caused to be written to block devices so far, in pages.
+///
+/// # Errors
+/// The process is gone, or is not ours to look at.
+pub fn written(pid: u32) -> anyhow::Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("read what was written")?;
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).context("find write_bytes")?;
+    Ok(line.parse()?)
+}
+
 /// Resident memory of this process in bytes.
 ///
 /// # Errors

@@ -83,6 +83,27 @@ impl Server {
         Self::start("edgehub", command, address, folder, Some(&ready))
     }
 
+    /// redis as Debian ships it, which syncs its append-only file before it answers.
+    ///
+    /// # Errors
+    /// It is not installed, or does not start.
+    pub fn redis() -> anyhow::Result<Self> {
+        let (folder, address) = (data_folder()?, free_address()?);
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &address.port().to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.args(["--appendonly", "yes", "--appendfsync", "always", "--daemonize", "no"]);
+        command
+            .args(["--auto-aof-rewrite-percentage", "0", "--logfile", "/dev/null", "--dir"])
+            .arg(folder.path());
+        Self::start("redis", command, address, folder, None)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time that it has used.
     ///
     /// # Errors
