@@ -22,15 +22,18 @@
 
 pub mod accept;
 pub mod counters;
+mod delay;
 pub mod dial;
 mod heartbeat;
 pub mod identity;
 pub mod mem;
+mod mux;
 pub mod quic;
 mod reader;
 mod session;
 pub mod stream;
 pub mod tls;
+pub mod websocket;
 mod writer;
 
 #[cfg(test)]
@@ -48,6 +51,7 @@ use crate::{
     handle::Handle,
 };
 pub use counters::Counters;
+pub use mux::fuzz as fuzz_fragments;
 pub use session::run;
 pub use stream::{ByteStream, LinkHandle, Links};
 
@@ -75,8 +79,9 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// The next lane the peer opened; the peer may have few open at a time. Cancel safe.
     fn accept(&self) -> impl Future<Output = Result<Self::Receiver, Broken>> + Send;
 
-    /// Opens a raw two-way byte pipe. The peer learns of it with the first bytes.
-    fn open_stream(&self) -> impl Future<Output = Result<ByteStream, Broken>> + Send;
+    /// Opens a raw two-way byte pipe, as urgent as this class's records but behind them. The peer learns of it
+    /// with the first bytes. Waits while as many as the peer permits are open.
+    fn open_stream(&self, class: Class) -> impl Future<Output = Result<ByteStream, Broken>> + Send;
 
     /// The next pipe the peer opened. Cancel safe.
     fn accept_stream(&self) -> impl Future<Output = Result<ByteStream, Broken>> + Send;
@@ -122,6 +127,8 @@ pub enum Closed {
     ByPeer { code: CloseCode, reason: String },
     /// By this side.
     ByUs,
+    /// By this side, because what the peer sent is no link's protocol.
+    Protocol(String),
     /// By the network: timeout, reset, no route.
     Lost(String),
 }
@@ -191,9 +198,7 @@ pub struct Link {
     pub stop: CancellationToken,
     /// How far the link is; see [`Progress`].
     pub progress: watch::Sender<Progress>,
-    /// Where the peer's Streams go. `None`: all but echoes are refused.
-    pub streams: Option<stream::StreamSink>,
-    /// Lists the link while it is up.
+    /// Lists the link while it is up, and takes the peer's Streams.
     pub links: Arc<Links>,
 }
 

@@ -241,7 +241,6 @@ impl Hub {
             admission: Admission { connections_max: config.limits.links, ..Admission::default() },
             counters,
             links: Arc::<Links>::default(),
-            streams: None,
             tasks: self.fronts.clone(),
         };
         let authorizer = Authorizer::new(self.registry.clone(), self.tier());

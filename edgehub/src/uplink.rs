@@ -81,7 +81,6 @@ impl Uplink {
             backoff: Backoff::default(),
             counters: Arc::clone(&self.counters),
             links: Arc::<Links>::default(),
-            streams: None,
             tasks: tasks.clone(),
             network_changed: Arc::<Notify>::default(),
         })

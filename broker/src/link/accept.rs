@@ -1,11 +1,17 @@
-//! The hub's side: from a listener's port to running links.
+//! The side that is dialled, a hub's or a relay's: from a listener's port to running links.
 //!
 //! Per connection: handshake, identity, authorizer, link; each in its own task. The number of handshakes in
 //! flight is bounded, and each has one deadline for everything before its link runs: a slow peer holds a
 //! slot for [`Params::handshake`] at most. When half of the slots are taken, an address has to be proved
-//! (QUIC Retry) before it gets one.
+//! (QUIC Retry) before it gets one, and the deadline is shorter.
 
-use std::{fmt, future::Future, sync::Arc, sync::atomic::Ordering::Relaxed};
+use std::{
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use codec::proto::{self, control::Message};
 use tokio::{
@@ -14,12 +20,46 @@ use tokio::{
 };
 
 use super::{
-    CloseCode, Counters, LaneSender as _, Link, Links, Params, Progress, Transport as _, control_record,
+    CloseCode, Counters, LaneSender as _, Link, Links, Params, Progress, Transport, control_record,
     identity::PeerCertificate,
-    quic::{Attempt, QuicListener, QuicTransport},
-    stream::StreamSink,
 };
 use crate::{handle::Handle, tasks::Tasks};
+
+/// A bound port at which peers dial.
+pub trait Listener: Send + Sync + 'static {
+    /// What it gives.
+    type Attempt: Attempt;
+
+    /// The next attempt of a peer; `None` once closed. Cancel safe.
+    fn accept(&self) -> impl Future<Output = Option<Self::Attempt>> + Send;
+
+    /// Refuses new peers and waits, until the deadline, for the others to have learned of their end.
+    fn close(&self, deadline: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// A peer of whom nothing is known yet.
+pub trait Attempt: Sized + Send + 'static {
+    /// What it becomes.
+    type Transport: Transport;
+    /// Why it becomes nothing.
+    type Error: fmt::Display + Send;
+
+    /// From where.
+    fn remote(&self) -> SocketAddr;
+
+    /// Asks the peer to prove its address where that may be made up. `None`: it has to come again.
+    fn prove(self) -> Option<Self> {
+        Some(self)
+    }
+
+    /// Tells the peer to go.
+    fn refuse(self);
+
+    /// Runs the handshake. Dropping the future gives the peer up.
+    fn handshake(
+        self,
+    ) -> impl Future<Output = Result<(Self::Transport, PeerCertificate), Self::Error>> + Send;
+}
 
 /// How much a listener takes at a time.
 #[derive(Debug, Clone, Copy)]
@@ -47,10 +87,8 @@ pub struct Acceptor {
     pub admission: Admission,
     /// Counters of the process.
     pub counters: Arc<Counters>,
-    /// The links of the process.
+    /// The links of the process, and who takes their Streams.
     pub links: Arc<Links>,
-    /// Where Streams go.
-    pub streams: Option<StreamSink>,
     /// Where the links' tasks live; its stop ends accepting and every link.
     pub tasks: Tasks,
 }
@@ -58,8 +96,9 @@ pub struct Acceptor {
 impl Acceptor {
     /// Accepts links until stopped. `authorize` is asked at every session start, resumed ones included; its
     /// refusal is what the peer gets.
-    pub async fn run<A, F>(self, listener: QuicListener, authorize: A)
+    pub async fn run<L, A, F>(self, listener: L, authorize: A)
     where
+        L: Listener,
         A: Fn(PeerCertificate) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<(), proto::Refusal>> + Send + 'static,
     {
@@ -79,10 +118,9 @@ impl Acceptor {
             };
             let Some(attempt) = attempt else { break };
             let loaded = handshakes.available_permits() < self.admission.handshakes_max / 2;
-            if loaded && !attempt.is_validated() {
-                attempt.retry();
-                continue;
-            }
+            let attempt = if loaded { attempt.prove() } else { Some(attempt) };
+            let Some(attempt) = attempt else { continue };
+            let patience = if loaded { self.params.handshake / LOADED_SHARE } else { self.params.handshake };
             let Ok(place) = Arc::clone(&connections).try_acquire_owned() else {
                 self.counters.handshakes_failed.fetch_add(1, Relaxed);
                 attempt.refuse();
@@ -91,7 +129,7 @@ impl Acceptor {
             let (acceptor, authorize) = (self.clone(), authorize.clone());
             self.tasks.spawn("link", async move {
                 // Boxed: the handshake's state would otherwise live as long as the link.
-                let admitted = Box::pin(acceptor.admit(attempt, slot, authorize)).await;
+                let admitted = Box::pin(acceptor.admit(attempt, slot, patience, authorize)).await;
                 if let Some((transport, link)) = admitted {
                     Box::pin(super::run(transport, link)).await;
                 }
@@ -103,19 +141,22 @@ impl Acceptor {
         listener.close(self.params.drain).await;
     }
 
-    async fn admit<A, F>(
+    async fn admit<T, A, F>(
         self,
-        attempt: Attempt,
+        attempt: T,
         _slot: OwnedSemaphorePermit,
+        patience: Duration,
         authorize: A,
-    ) -> Option<(QuicTransport, Link)>
+    ) -> Option<(T::Transport, Link)>
     where
+        T: Attempt,
         A: Fn(PeerCertificate) -> F,
         F: Future<Output = Result<(), proto::Refusal>>,
     {
         let remote = attempt.remote();
-        let admitted = timeout(self.params.handshake, async {
-            let (transport, certificate) = attempt.handshake().await.map_err(Denied::Handshake)?;
+        let admitted = timeout(patience, async {
+            let handshake = attempt.handshake().await;
+            let (transport, certificate) = handshake.map_err(|error| Denied::Handshake(error.to_string()))?;
             let peer = certificate.identity.peer();
             match authorize(certificate).await {
                 Ok(()) => Ok((transport, peer)),
@@ -143,17 +184,20 @@ impl Acceptor {
             counters: self.counters,
             stop: self.tasks.stopped(),
             progress: watch::Sender::new(Progress::default()),
-            streams: self.streams,
             links: self.links,
         };
         Some((transport, link))
     }
 }
 
+/// When half of the slots are taken, a handshake has this part of the time: few of those who hold a slot then
+/// have anything to say.
+const LOADED_SHARE: u32 = 4;
+
 /// Why a peer did not get a link.
 #[derive(Debug)]
 enum Denied {
-    Handshake(super::quic::HandshakeError),
+    Handshake(String),
     Refused { peer: String, refusal: proto::Refusal },
     Slow,
 }
@@ -170,7 +214,7 @@ impl fmt::Display for Denied {
 
 /// Tells a peer why, on the control stream, then closes. A peer that does not open one in time just sees
 /// the close.
-async fn refuse(transport: &QuicTransport, refusal: proto::Refusal) {
+async fn refuse(transport: &impl Transport, refusal: proto::Refusal) {
     let message = refusal.message.clone();
     if let Ok((mut sender, _receiver)) = transport.control(false).await {
         let record = control_record(Message::Refusal(refusal));

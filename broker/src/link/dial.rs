@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Ended, Link, Links, Params, Progress,
     quic::{QuicDialler, QuicTransport},
-    stream::StreamSink,
 };
 use crate::{clock, core::event::Peer, handle::Handle, tasks::Tasks};
 
@@ -42,10 +41,8 @@ pub struct Dialler {
     pub backoff: Backoff,
     /// Counters of the process.
     pub counters: Arc<Counters>,
-    /// The links of the process.
+    /// The links of the process, and who takes their Streams.
     pub links: Arc<Links>,
-    /// Where Streams go.
-    pub streams: Option<StreamSink>,
     /// Where the links' tasks live; its stop ends dialling and the link.
     pub tasks: Tasks,
     /// Notified when the machine's network has changed: a back-off ends at once.
@@ -343,7 +340,6 @@ async fn attempt_link(
         counters: dialler.counters,
         stop,
         progress,
-        streams: dialler.streams,
         links: dialler.links,
     };
     let telling = async {
@@ -396,7 +392,6 @@ mod tests {
             backoff: Backoff::default(),
             counters: Arc::default(),
             links: Arc::default(),
-            streams: None,
             tasks: Tasks::new(),
             network_changed: Arc::default(),
         };

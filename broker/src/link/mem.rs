@@ -16,12 +16,15 @@ use std::{
 use bytes::Bytes;
 use codec::Class;
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{mpsc, watch},
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{Broken, ByteStream, CloseCode, Closed, LaneSender, Path, Transport};
+use super::{
+    Broken, ByteStream, CloseCode, Closed, LaneSender, Path, Transport,
+    stream::{ReadSide, StreamCode, WriteSide},
+};
 
 /// Bytes a lane holds that were not read.
 pub const LANE_WINDOW: usize = 64 << 10;
@@ -154,8 +157,9 @@ struct PipeState {
     bytes: usize,
     fin: Option<Instant>,
     fin_read: bool,
-    reset: bool,
-    reader_gone: bool,
+    /// With the code for a Stream.
+    reset: Option<StreamCode>,
+    reader_gone: Option<StreamCode>,
     wakers: Vec<Waker>,
 }
 
@@ -165,7 +169,7 @@ impl PipeState {
     }
 
     fn ended(&self) -> bool {
-        self.fin_read || self.reset || self.reader_gone
+        self.fin_read || self.reset.is_some() || self.reader_gone.is_some()
     }
 
     fn park(&mut self, cx: &Context<'_>) {
@@ -176,6 +180,12 @@ impl PipeState {
 }
 
 impl Pipe {
+    fn reset(&self, code: StreamCode) {
+        let mut state = self.state();
+        state.reset.get_or_insert(code);
+        state.wake();
+    }
+
     fn state(&self) -> MutexGuard<'_, PipeState> {
         self.state.lock().expect("no panic under this lock")
     }
@@ -259,14 +269,17 @@ impl Transport for MemTransport {
         self.unless_closed(async { self.accepting.lanes.lock().await.recv().await }).await
     }
 
-    async fn open_stream(&self) -> Result<ByteStream, Broken> {
-        let (ours, theirs) = tokio::io::duplex(LANE_WINDOW);
-        let split = |stream| {
-            let (reader, writer) = tokio::io::split(stream);
-            ByteStream::new(reader, writer)
+    async fn open_stream(&self, _class: Class) -> Result<ByteStream, Broken> {
+        if self.wire.is_closed() {
+            return Err(Broken);
+        }
+        let (out, back) = (self.wire.pipe(), self.wire.pipe());
+        let end = |read: &Arc<Pipe>, write: &Arc<Pipe>| {
+            let writer = MemWriter { pipe: Arc::clone(write), finished: false };
+            ByteStream::new(MemReceiver::new(Arc::clone(read)), writer)
         };
-        self.peer.streams.try_send(split(theirs)).map_err(|_full| Broken)?;
-        Ok(split(ours))
+        self.peer.streams.try_send(end(&out, &back)).map_err(|_full| Broken)?;
+        Ok(end(&back, &out))
     }
 
     async fn accept_stream(&self) -> Result<ByteStream, Broken> {
@@ -320,13 +333,13 @@ impl MemSender {
     async fn until(&self, wanted: impl Fn(&PipeState) -> bool) -> Result<(), Broken> {
         std::future::poll_fn(|cx| {
             let mut state = self.pipe.state();
-            if state.reset || self.pipe.wire.is_closed() {
+            if state.reset.is_some() || self.pipe.wire.is_closed() {
                 return Poll::Ready(Err(Broken));
             }
             if wanted(&state) {
                 return Poll::Ready(Ok(()));
             }
-            if state.reader_gone {
+            if state.reader_gone.is_some() {
                 return Poll::Ready(Err(Broken));
             }
             state.park(cx);
@@ -345,7 +358,7 @@ impl LaneSender for MemSender {
         }
         for mut buffer in buffers {
             while !buffer.is_empty() {
-                self.until(|state| state.bytes < LANE_WINDOW && !state.reader_gone).await?;
+                self.until(|state| state.bytes < LANE_WINDOW && state.reader_gone.is_none()).await?;
                 let mut state = self.pipe.state();
                 let chunk = buffer.split_to(buffer.len().min(LANE_WINDOW - state.bytes));
                 state.bytes += chunk.len();
@@ -376,9 +389,64 @@ impl LaneSender for MemSender {
 impl Drop for MemSender {
     fn drop(&mut self) {
         if !self.finished {
-            let mut state = self.pipe.state();
-            state.reset = true;
-            state.wake();
+            self.pipe.reset(StreamCode::CANCELLED);
+        }
+    }
+}
+
+/// The sending direction of a Stream in memory.
+#[derive(Debug)]
+struct MemWriter {
+    pipe: Arc<Pipe>,
+    finished: bool,
+}
+
+impl AsyncWrite for MemWriter {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.pipe.state();
+        if let Some(code) = state.reader_gone {
+            return Poll::Ready(Err(code.into()));
+        }
+        if self.finished || self.pipe.wire.is_closed() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let n = buf.len().min(LANE_WINDOW - state.bytes);
+        if n == 0 {
+            state.park(cx);
+            return Poll::Pending;
+        }
+        state.bytes += n;
+        state.chunks.push_back((self.pipe.wire.arrival(), Bytes::copy_from_slice(&buf[..n])));
+        state.wake();
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finished = true;
+        let mut state = self.pipe.state();
+        state.fin = Some(self.pipe.wire.arrival());
+        state.wake();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl WriteSide for MemWriter {
+    fn reset(&mut self, code: StreamCode) {
+        self.finished = true;
+        self.pipe.reset(code);
+    }
+
+    fn set_class(&mut self, _class: Class) {}
+}
+
+impl Drop for MemWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.pipe.reset(StreamCode::CANCELLED);
         }
     }
 }
@@ -406,8 +474,13 @@ impl AsyncRead for MemReceiver {
         }
         let next_at = state.chunks.front().map(|(at, _)| *at).or(state.fin);
         let Some(at) = next_at.filter(|_| !wire.silent.load(Relaxed)) else {
-            if (state.reset || wire.is_closed()) && !wire.silent.load(Relaxed) {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            if !wire.silent.load(Relaxed) {
+                if let Some(code) = state.reset {
+                    return Poll::Ready(Err(code.into()));
+                }
+                if wire.is_closed() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
             }
             state.park(cx);
             return Poll::Pending;
@@ -436,10 +509,16 @@ impl AsyncRead for MemReceiver {
     }
 }
 
+impl ReadSide for MemReceiver {
+    fn stop(&mut self, code: StreamCode) {
+        let mut state = self.pipe.state();
+        state.reader_gone.get_or_insert(code);
+        state.wake();
+    }
+}
+
 impl Drop for MemReceiver {
     fn drop(&mut self) {
-        let mut state = self.pipe.state();
-        state.reader_gone = true;
-        state.wake();
+        self.stop(StreamCode::CANCELLED);
     }
 }

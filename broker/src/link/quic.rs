@@ -10,7 +10,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -18,21 +18,22 @@ use bytes::Bytes;
 use codec::Class;
 use quinn::{
     Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
-    Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt,
+    Incoming, ReadError, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt, WriteError,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls_pki_types::CertificateDer;
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::timeout,
 };
 
 use super::{
     Broken, ByteStream, CloseCode, Closed, LaneSender, Path, Transport,
-    identity::{IdentityError, PeerCertificate},
-    tls::{TierSecret, TlsError},
+    accept::{Attempt, Listener},
+    identity::PeerCertificate,
+    stream::{ReadSide, StreamCode, WriteSide},
+    tls::{self, PeerError, TierSecret, TlsError},
 };
-use crate::clock;
 
 /// Windows and streams of one end.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,8 @@ pub struct Shape {
     pub connection_window: u32,
     /// Bytes handed to the transport and not yet acknowledged.
     pub send_window: u64,
+    /// Streams that the peer may have open at a time.
+    pub streams: u32,
     /// A connection that is silent for this long is gone. Above the heartbeat's outer bound, so that the
     /// link notices first.
     pub idle_timeout: Duration,
@@ -52,15 +55,17 @@ impl Shape {
     /// An edge node: little memory, one connection.
     pub const NODE: Self = Self {
         stream_window: 112 << 10,
-        connection_window: 1 << 20,
-        send_window: 2560 << 10,
+        connection_window: 4608 << 10,
+        send_window: 3584 << 10,
+        streams: 32,
         idle_timeout: IDLE_TIMEOUT,
     };
     /// A hub: what a node can make it hold, at worst, while the broker is behind.
     pub const HUB: Self = Self {
         stream_window: 224 << 10,
-        connection_window: 2 << 20,
-        send_window: 1280 << 10,
+        connection_window: 3 << 20,
+        send_window: 5 << 20,
+        streams: 8,
         idle_timeout: IDLE_TIMEOUT,
     };
 
@@ -74,13 +79,14 @@ impl Shape {
     }
 
     const fn is_sound(&self, peer: &Self) -> bool {
-        self.stream_window * (BIDI_MAX + CLASS_LANES_MAX - 1) < self.connection_window
+        self.stream_window * (1 + self.streams + CLASS_LANES_MAX - 1) < self.connection_window
             && self.send_window > peer.connection_window as u64
     }
 }
 
-/// Control and three Streams.
-const BIDI_MAX: u32 = 4;
+/// Control and three Streams, until the peer has opened one: quinn keeps an entry for each that is permitted,
+/// in every connection, and most connections never see a Stream.
+const BIDI_FIRST: u32 = 4;
 /// Five classes, one of them while its predecessor is being finished.
 const UNI_MAX: u32 = 6;
 /// Lanes that can hold a full window at a time: a successor opens when its predecessor is empty.
@@ -102,6 +108,7 @@ const _: () = assert!(Shape::NODE.is_sound(&Shape::HUB) && Shape::HUB.is_sound(&
 #[derive(Debug)]
 pub struct QuicListener {
     endpoint: Endpoint,
+    streams: u32,
 }
 
 impl QuicListener {
@@ -126,7 +133,7 @@ impl QuicListener {
         let socket = bind_socket(address).map_err(|source| BindError::Socket { address, source })?;
         let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime))
             .map_err(|source| BindError::Socket { address, source })?;
-        Ok(Self { endpoint })
+        Ok(Self { endpoint, streams: shape.streams })
     }
 
     /// Where it listens.
@@ -136,14 +143,16 @@ impl QuicListener {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
     }
+}
 
-    /// The next attempt of a peer; `None` once closed. Cancel safe.
-    pub async fn accept(&self) -> Option<Attempt> {
-        Some(Attempt(self.endpoint.accept().await?))
+impl Listener for QuicListener {
+    type Attempt = QuicAttempt;
+
+    async fn accept(&self) -> Option<QuicAttempt> {
+        Some(QuicAttempt { incoming: self.endpoint.accept().await?, streams: self.streams })
     }
 
-    /// Refuses new peers and waits, until the deadline, for the others to have learned of their end.
-    pub async fn close(&self, deadline: Duration) {
+    async fn close(&self, deadline: Duration) {
         self.endpoint.close(VarInt::from_u32(CloseCode::DONE.0), b"shutdown");
         // Whoever has not heard by then will by its idle timeout or a stateless reset.
         drop(timeout(deadline, self.endpoint.wait_idle()).await);
@@ -163,41 +172,37 @@ pub enum BindError {
 
 /// First packets of a peer; nothing was spent on it yet.
 #[derive(Debug)]
-pub struct Attempt(Incoming);
+pub struct QuicAttempt {
+    incoming: Incoming,
+    streams: u32,
+}
 
-impl Attempt {
-    /// From where.
-    #[must_use]
-    pub fn remote(&self) -> SocketAddr {
-        self.0.remote_address()
+impl Attempt for QuicAttempt {
+    type Transport = QuicTransport;
+    type Error = HandshakeError;
+
+    fn remote(&self) -> SocketAddr {
+        self.incoming.remote_address()
     }
 
-    /// Whether the address has answered a Retry; if not, it may be made up.
-    #[must_use]
-    pub fn is_validated(&self) -> bool {
-        self.0.remote_address_validated()
-    }
-
-    /// Asks the peer to prove its address, statelessly.
-    pub fn retry(self) {
-        if let Err(error) = self.0.retry() {
-            // It has proved it already.
+    fn prove(self) -> Option<Self> {
+        if self.incoming.remote_address_validated() {
+            return Some(self);
+        }
+        // Statelessly: the peer comes again with what we gave it.
+        if let Err(error) = self.incoming.retry() {
             error.into_incoming().refuse();
         }
+        None
     }
 
-    /// Tells the peer to go.
-    pub fn refuse(self) {
-        self.0.refuse();
+    fn refuse(self) {
+        self.incoming.refuse();
     }
 
-    /// Runs the handshake. Dropping the future gives the peer up.
-    ///
-    /// # Errors
-    /// The handshake fails, or the certificate names nobody.
-    pub async fn handshake(self) -> Result<(QuicTransport, PeerCertificate), HandshakeError> {
-        let connection = self.0.await?;
-        QuicTransport::new(connection, None)
+    async fn handshake(self) -> Result<(QuicTransport, PeerCertificate), HandshakeError> {
+        let connection = self.incoming.await?;
+        QuicTransport::new(connection, None, self.streams)
     }
 }
 
@@ -205,6 +210,7 @@ impl Attempt {
 #[derive(Debug, Clone)]
 pub struct QuicDialler {
     config: quinn::ClientConfig,
+    streams: u32,
 }
 
 impl QuicDialler {
@@ -216,7 +222,7 @@ impl QuicDialler {
         let crypto = QuicClientConfig::try_from(tls).map_err(|_suite| TlsError::NoInitialSuite)?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport_config(shape)));
-        Ok(Self { config })
+        Ok(Self { config, streams: shape.streams })
     }
 
     /// Connects to one address. Dropping the future gives the attempt up.
@@ -236,7 +242,7 @@ impl QuicDialler {
             .connect_with(self.config.clone(), to, SERVER_NAME)
             .map_err(|error| HandshakeError::Address(error.to_string()))?;
         let connection = connecting.await?;
-        QuicTransport::new(connection, Some(endpoint))
+        QuicTransport::new(connection, Some(endpoint), self.streams)
     }
 }
 
@@ -253,18 +259,15 @@ pub enum HandshakeError {
     #[error("handshake: {0}")]
     Connection(#[from] ConnectionError),
     /// The certificate names nobody.
-    #[error("the peer's certificate: {0}")]
-    Identity(#[from] IdentityError),
-    /// The peer showed no certificate, or one that has expired since the resumed session began.
-    #[error("the peer's certificate is missing or out of its time")]
-    Certificate,
+    #[error(transparent)]
+    Peer(#[from] PeerError),
 }
 
 fn transport_config(shape: Shape) -> TransportConfig {
     let idle = shape.idle_timeout.min(IDLE_TIMEOUT_MAX);
     let mut config = TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_MAX))
+        .max_concurrent_bidi_streams(VarInt::from_u32(BIDI_FIRST.min(1 + shape.streams)))
         .max_concurrent_uni_streams(VarInt::from_u32(UNI_MAX))
         .stream_receive_window(VarInt::from_u32(shape.stream_window))
         .receive_window(VarInt::from_u32(shape.connection_window))
@@ -308,6 +311,8 @@ fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {
 #[derive(Debug, Clone)]
 pub struct QuicTransport {
     connection: Connection,
+    /// Streams that the peer may have open at a time.
+    streams: u32,
     /// A dialler's own endpoint lives as long as its connection.
     _endpoint: Option<Endpoint>,
 }
@@ -316,17 +321,13 @@ impl QuicTransport {
     fn new(
         connection: Connection,
         endpoint: Option<Endpoint>,
+        streams: u32,
     ) -> Result<(Self, PeerCertificate), HandshakeError> {
         let chain = connection
             .peer_identity()
             .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let certificate = PeerCertificate::parse(
-            chain.as_ref().and_then(|chain| chain.first()).ok_or(HandshakeError::Certificate)?,
-        )?;
-        if !certificate.is_valid_at(clock::wall_us()) {
-            return Err(HandshakeError::Certificate);
-        }
-        Ok((Self { connection, _endpoint: endpoint }, certificate))
+        let certificate = tls::peer_of(chain.as_ref().map(|chain| chain.as_slice()))?;
+        Ok((Self { connection, streams, _endpoint: endpoint }, certificate))
     }
 
     /// The peer's address.
@@ -356,14 +357,20 @@ impl Transport for QuicTransport {
         self.connection.accept_uni().await.map(QuicReceiver).map_err(|_lost| Broken)
     }
 
-    async fn open_stream(&self) -> Result<ByteStream, Broken> {
+    async fn open_stream(&self, class: Class) -> Result<ByteStream, Broken> {
         let (sender, receiver) = self.connection.open_bi().await.map_err(|_lost| Broken)?;
-        Ok(ByteStream::new(receiver, sender))
+        let mut writer = StreamWriter { stream: sender, finished: false };
+        writer.set_class(class);
+        Ok(ByteStream::new(StreamReader(receiver), writer))
     }
 
     async fn accept_stream(&self) -> Result<ByteStream, Broken> {
         let (sender, receiver) = self.connection.accept_bi().await.map_err(|_lost| Broken)?;
-        Ok(ByteStream::new(receiver, sender))
+        // The first: more may follow. Permitting the same again does nothing.
+        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(1 + self.streams));
+        let mut writer = StreamWriter { stream: sender, finished: false };
+        writer.set_class(Class::Event);
+        Ok(ByteStream::new(StreamReader(receiver), writer))
     }
 
     fn close(&self, code: CloseCode, reason: &str) {
@@ -403,7 +410,7 @@ pub struct QuicSender {
 impl QuicSender {
     fn new(stream: SendStream, class: Class) -> Self {
         // Fails only on a stream that is closed; then writing says so.
-        drop(stream.set_priority(-(class as i32)));
+        drop(stream.set_priority(-2 * class as i32));
         Self { stream, finished: false }
     }
 }
@@ -436,6 +443,79 @@ impl fmt::Debug for QuicSender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("QuicSender").field(&self.stream.id()).finish()
     }
+}
+
+/// The sending direction of a Stream. Dropped unfinished it is reset: quinn would finish it, and what was cut
+/// off would look complete.
+struct StreamWriter {
+    stream: SendStream,
+    finished: bool,
+}
+
+impl AsyncWrite for StreamWriter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf).map_err(|error| match error {
+            WriteError::Stopped(code) => stream_code(code).into(),
+            other => other.into(),
+        })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.finished = true;
+        Poll::Ready(self.stream.finish().map_err(io::Error::other))
+    }
+}
+
+impl WriteSide for StreamWriter {
+    fn reset(&mut self, code: StreamCode) {
+        self.finished = true;
+        // Fails on a stream that is closed: then there is nothing to reset.
+        drop(self.stream.reset(VarInt::from_u32(code.0)));
+    }
+
+    fn set_class(&mut self, class: Class) {
+        drop(self.stream.set_priority(-2 * class as i32 - 1));
+    }
+}
+
+impl Drop for StreamWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.reset(StreamCode::CANCELLED);
+        }
+    }
+}
+
+/// The receiving direction of a Stream. Dropped before its end, quinn stops it with code 0, which is
+/// [`StreamCode::CANCELLED`].
+struct StreamReader(RecvStream);
+
+impl AsyncRead for StreamReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = ready!(self.0.poll_read_buf(cx, buf));
+        Poll::Ready(read.map_err(|error| match error {
+            ReadError::Reset(code) => stream_code(code).into(),
+            other => other.into(),
+        }))
+    }
+}
+
+impl ReadSide for StreamReader {
+    fn stop(&mut self, code: StreamCode) {
+        drop(self.0.stop(VarInt::from_u32(code.0)));
+    }
+}
+
+fn stream_code(code: VarInt) -> StreamCode {
+    StreamCode(u32::try_from(code.into_inner()).unwrap_or(u32::MAX))
 }
 
 /// The receiving half of a QUIC stream.

@@ -23,7 +23,7 @@ use super::{
     Broken, CloseCode, Closed, Counters, Ended, Link, LinkEnd, Progress, Transport, control_record,
     heartbeat::{Activity, Beat, Pulse},
     reader::{self, ReadEnd, Turns},
-    stream::{self, IncomingStream},
+    stream::{self, StreamCode},
     writer::{self, Queue},
 };
 use crate::{
@@ -305,27 +305,18 @@ impl<'a, T: Transport> Running<'a, T> {
     }
 
     fn on_stream(&mut self, accepted: Result<stream::ByteStream, Broken>) {
-        let Ok(mut accepted) = accepted else {
+        let Ok(accepted) = accepted else {
             self.accepting = false;
             return;
         };
-        if self.streams >= STREAMS_MAX {
-            return;
+        if self.streams >= STREAMS_SERVED_MAX {
+            return accepted.reset(StreamCode::BUSY);
         }
         self.streams += 1;
-        let (peer, sink) = (self.link.peer.clone(), self.link.streams.clone());
+        let (peer, links) = (self.link.peer.clone(), Arc::clone(&self.link.links));
         let patience = self.link.params.handshake;
         self.tasks.spawn(async move {
-            match timeout(patience, stream::read_open(&mut accepted)).await {
-                Ok(Ok(open)) if open.kind == stream::ECHO => drop(stream::echo(accepted).await),
-                Ok(Ok(open)) => {
-                    let incoming = IncomingStream { peer, open, stream: accepted };
-                    if sink.is_none_or(|sink| sink.try_send(incoming).is_err()) {
-                        tracing::warn!("stream refused: nobody takes it");
-                    }
-                }
-                Ok(Err(_)) | Err(_) => tracing::warn!(%peer.name, "stream refused: it did not open properly"),
-            }
+            stream::serve(accepted, peer, &links, patience).await;
             Done::Stream
         });
     }
@@ -480,13 +471,14 @@ fn lost(closed: Closed) -> LinkEnd {
     match closed {
         Closed::ByPeer { code, reason } => LinkEnd::PeerClosed { code, reason },
         Closed::ByUs => LinkEnd::Stopped,
+        Closed::Protocol(what) => LinkEnd::Protocol(what),
         Closed::Lost(what) => LinkEnd::Lost(what),
     }
 }
 
 /// Heartbeat records between the control reader and the link; a peer that floods waits.
 const PULSES_WAITING: usize = 4;
-/// Streams that the peer may have opening or echoing; transports permit few anyway.
-const STREAMS_MAX: usize = 3;
+/// Streams that the peer may have opening or echoing; transports permit no more either.
+const STREAMS_SERVED_MAX: usize = 32;
 /// Shortest sleep of the link's loop.
 const TICK: Duration = Duration::from_millis(5);

@@ -1,10 +1,19 @@
 //! Stream, the fourth primitive: a reliable, flow-controlled two-way byte pipe to the peer of a link.
 //!
-//! Each is a further bidirectional stream of the transport. It starts with `u32 length | StreamOpen`, at
-//! most [`OPEN_MAX`] bytes; what follows is the two ends' own business. Kind [`ECHO`] is answered by every
-//! link itself: the peer's bytes come back, which is how `doctor` tests a link.
+//! It is never stored and never outlives its link; whoever needs more resumes by its own means. Each is a
+//! further bidirectional lane of the transport. It starts with `u32 length | StreamOpen` one way and
+//! `u32 length | StreamAnswer` the other, each at most [`OPEN_MAX`] bytes; what follows is the two ends' own
+//! business. Either end may close its direction and go on reading (half-close), or give the Stream up with a
+//! [`StreamCode`], which the other end gets as an error: what was cut off never looks complete.
+//!
+//! A process says what it takes with [`Links::accept`] and opens with [`Links::open`]. Kind [`ECHO`] is
+//! answered by every link itself: the peer's bytes come back, which is how `octobus ping` measures one.
+//!
+//! Memory is bounded: a Stream holds at most its flow-control window in each direction, a link a fixed number
+//! of Streams, a taker the queue that it asked for.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     io,
@@ -14,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use codec::proto::StreamOpen;
+use codec::{
+    Class,
+    proto::{StreamAnswer, StreamOpen, StreamRefusal},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     sync::{Notify, mpsc},
@@ -24,23 +36,147 @@ use tokio::{
 use super::{Broken, Transport};
 use crate::core::event::{Peer, SessionId};
 
-/// Largest encoded `StreamOpen`.
+/// Largest encoded `StreamOpen` or `StreamAnswer`.
 pub const OPEN_MAX: usize = 16 << 10;
 /// The kind of Stream that sends back what it gets.
 pub const ECHO: &str = "echo";
+/// Longest that an opener waits for the peer's answer.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A raw byte pipe. Dropping it resets what is not finished.
-pub struct ByteStream {
-    reader: Box<dyn AsyncRead + Send + Sync + Unpin>,
-    writer: Box<dyn AsyncWrite + Send + Sync + Unpin>,
+/// Why a Stream was refused or given up. Stable: they stand on wires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("the stream was reset by the peer: {}", self.as_str())]
+pub struct StreamCode(pub u32);
+
+impl StreamCode {
+    /// An end went away without finishing.
+    pub const CANCELLED: Self = Self(0);
+    /// Nobody there takes this kind.
+    pub const UNKNOWN_KIND: Self = Self(1);
+    /// Who takes it has no room now.
+    pub const BUSY: Self = Self(2);
+    /// There is no such target.
+    pub const NOT_FOUND: Self = Self(3);
+    /// The peer may not.
+    pub const FORBIDDEN: Self = Self(4);
+    /// Something failed at the other side.
+    pub const FAILED: Self = Self(5);
+    /// It took too long.
+    pub const TIMEOUT: Self = Self(6);
+    /// The opening made no sense.
+    pub const MALFORMED: Self = Self(7);
+
+    /// The code with which the peer ended a Stream, if that is what this error says.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+
+    /// A word for logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::CANCELLED => "cancelled",
+            Self::UNKNOWN_KIND => "nobody takes this kind",
+            Self::BUSY => "busy",
+            Self::NOT_FOUND => "not found",
+            Self::FORBIDDEN => "forbidden",
+            Self::FAILED => "failed",
+            Self::TIMEOUT => "timed out",
+            Self::MALFORMED => "malformed",
+            Self(_) => "for a reason this version does not know",
+        }
+    }
 }
 
+impl From<StreamCode> for io::Error {
+    fn from(code: StreamCode) -> Self {
+        Self::new(io::ErrorKind::ConnectionReset, code)
+    }
+}
+
+/// What a transport gives for the receiving direction. Dropped before the end, it is stopped.
+pub trait ReadSide: AsyncRead + Send + Sync + Unpin {
+    /// Reads no more; the peer's writes fail with the code.
+    fn stop(&mut self, code: StreamCode);
+}
+
+/// What a transport gives for the sending direction. Dropped before it was shut down, it is reset.
+pub trait WriteSide: AsyncWrite + Send + Sync + Unpin {
+    /// Gives up; the peer's reads fail with the code, also for what it has not yet read.
+    fn reset(&mut self, code: StreamCode);
+    /// Urgency of what is sent from now on.
+    fn set_class(&mut self, class: Class);
+}
+
+/// A raw byte pipe. Dropping it gives up what is not finished, in both directions.
+///
+/// Reads are cancel safe. Of a cancelled `write_all` an unknown part was sent: reset the Stream then.
+/// `shutdown` closes the own direction only.
+pub struct ByteStream {
+    reader: StreamReader,
+    writer: StreamWriter,
+}
+
+/// The receiving direction of a Stream.
+pub struct StreamReader(Box<dyn ReadSide>);
+
+/// The sending direction of a Stream.
+pub struct StreamWriter(Box<dyn WriteSide>);
+
 impl ByteStream {
-    pub(super) fn new(
-        reader: impl AsyncRead + Send + Sync + Unpin + 'static,
-        writer: impl AsyncWrite + Send + Sync + Unpin + 'static,
-    ) -> Self {
-        Self { reader: Box::new(reader), writer: Box::new(writer) }
+    pub(super) fn new(reader: impl ReadSide + 'static, writer: impl WriteSide + 'static) -> Self {
+        Self { reader: StreamReader(Box::new(reader)), writer: StreamWriter(Box::new(writer)) }
+    }
+
+    /// Both directions, each for its own task.
+    #[must_use]
+    pub fn into_split(self) -> (StreamReader, StreamWriter) {
+        (self.reader, self.writer)
+    }
+
+    /// Gives up both directions and says why.
+    pub fn reset(mut self, code: StreamCode) {
+        self.reader.0.stop(code);
+        self.writer.0.reset(code);
+    }
+}
+
+impl StreamReader {
+    /// Reads no more; the peer's writes fail with the code.
+    pub fn stop(mut self, code: StreamCode) {
+        self.0.stop(code);
+    }
+}
+
+impl StreamWriter {
+    /// Gives up; the peer's reads fail with the code.
+    pub fn reset(mut self, code: StreamCode) {
+        self.0.reset(code);
+    }
+}
+
+impl AsyncRead for StreamReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for StreamWriter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -74,19 +210,60 @@ impl fmt::Debug for ByteStream {
     }
 }
 
-/// A Stream that the peer opened.
+impl fmt::Debug for StreamReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamReader")
+    }
+}
+
+impl fmt::Debug for StreamWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamWriter")
+    }
+}
+
+/// A Stream that the peer opened and that waits for an answer. Dropping it refuses.
 #[derive(Debug)]
 pub struct IncomingStream {
     /// Who opened it.
     pub peer: Peer,
     /// What it is for.
     pub open: StreamOpen,
-    /// The pipe.
-    pub stream: ByteStream,
+    stream: ByteStream,
 }
 
-/// Where a process takes its peers' Streams. A full one refuses.
-pub type StreamSink = mpsc::Sender<IncomingStream>;
+impl IncomingStream {
+    /// Takes it. Not cancel safe: a dropped call gives the Stream up.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn accept(mut self) -> io::Result<ByteStream> {
+        self.stream.writer.0.set_class(class_of(&self.open));
+        write_message(&mut self.stream, &codec::encode(&StreamAnswer { refusal: None })).await?;
+        Ok(self.stream)
+    }
+
+    /// Refuses it; the opener gets code and message. Not cancel safe: a dropped call gives the Stream up.
+    pub async fn refuse(mut self, code: StreamCode, message: impl Into<String>) {
+        let mut message: String = message.into();
+        if message.len() > MESSAGE_MAX {
+            message = message.chars().take(MESSAGE_MAX / 4).collect();
+        }
+        let refusal = Some(StreamRefusal { code: code.0, message });
+        let answer = codec::encode(&StreamAnswer { refusal });
+        // Who has gone needs no answer.
+        if write_message(&mut self.stream, &answer).await.is_ok() {
+            drop(self.stream.shutdown().await);
+            self.stream.reader.stop(code);
+        }
+    }
+}
+
+/// Longest text of a refusal, bytes.
+const MESSAGE_MAX: usize = 4 << 10;
+
+/// Where a process takes its peers' Streams of one kind. A full one refuses.
+type StreamSink = mpsc::Sender<IncomingStream>;
 
 /// A way to a link that is up. Outliving the link is harmless.
 #[derive(Clone)]
@@ -102,18 +279,40 @@ impl LinkHandle {
         &self.peer
     }
 
-    /// Opens a Stream. Not cancel safe: a dropped call may leave the peer with a Stream that ends at once.
+    /// Opens a Stream and waits for the peer's answer, at most [`ANSWER_PATIENCE`]: also while as many as
+    /// are allowed are open. Not cancel safe: a dropped call may leave the peer with a Stream that ends at
+    /// once.
     ///
     /// # Errors
-    /// The link is gone, or `open` is too long.
+    /// See [`OpenError`].
     pub async fn open_stream(&self, open: &StreamOpen) -> Result<ByteStream, OpenError> {
         let body = codec::encode(open);
-        let len = u32::try_from(body.len()).ok().filter(|_| body.len() <= OPEN_MAX);
-        let len = len.ok_or(OpenError::TooLong(body.len()))?;
-        let mut stream = self.transport.open().await.map_err(|Broken| OpenError::LinkGone)?;
-        let head = [&len.to_le_bytes()[..], &body].concat();
-        stream.write_all(&head).await.map_err(|_lost| OpenError::LinkGone)?;
-        Ok(stream)
+        if body.len() > OPEN_MAX {
+            return Err(OpenError::TooLong(body.len()));
+        }
+        let opening = async {
+            let mut stream =
+                self.transport.open(class_of(open)).await.map_err(|Broken| OpenError::LinkGone)?;
+            write_message(&mut stream, &body).await.map_err(not_opened)?;
+            let answer = read_message(&mut stream).await.map_err(not_opened)?;
+            let answer: StreamAnswer =
+                codec::decode(answer.into()).map_err(|_decode| OpenError::Malformed)?;
+            match answer.refusal {
+                None => Ok(stream),
+                Some(refusal) => {
+                    Err(OpenError::Refused { code: StreamCode(refusal.code), message: refusal.message })
+                }
+            }
+        };
+        timeout(ANSWER_PATIENCE, opening).await.unwrap_or(Err(OpenError::NoAnswer))
+    }
+}
+
+fn not_opened(error: io::Error) -> OpenError {
+    match StreamCode::of(&error) {
+        Some(code) => OpenError::Refused { code, message: code.as_str().to_owned() },
+        None if error.kind() == io::ErrorKind::InvalidData => OpenError::Malformed,
+        None => OpenError::LinkGone,
     }
 }
 
@@ -124,24 +323,56 @@ impl fmt::Debug for LinkHandle {
 }
 
 /// Why a Stream cannot be opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// The link has ended.
+    /// No link to this peer is up. Try again once it is.
+    #[error("no link to {0} is up")]
+    NoLink(String),
+    /// The link has ended meanwhile. Try again once another is up.
     #[error("the link is gone")]
     LinkGone,
-    /// Names and headers are bounded.
+    /// Names and headers are bounded: the caller's mistake.
     #[error("a StreamOpen of {0} bytes; at most {OPEN_MAX} are allowed")]
     TooLong(usize),
+    /// The peer said no.
+    #[error("refused by the peer: {message}")]
+    Refused { code: StreamCode, message: String },
+    /// The peer did not answer in time, or too many Streams are open.
+    #[error("the peer did not answer in time, or too many streams are open")]
+    NoAnswer,
+    /// The peer's answer makes no sense.
+    #[error("the peer's answer makes no sense")]
+    Malformed,
 }
 
-/// The links of a process that are up.
+/// The links of a process that are up, and their Streams.
 #[derive(Debug, Default)]
 pub struct Links {
     up: Mutex<Vec<(SessionId, LinkHandle)>>,
     changed: Notify,
+    takers: Mutex<BTreeMap<String, StreamSink>>,
 }
 
 impl Links {
+    /// Opens a Stream over the newest link to this peer. See [`LinkHandle::open_stream`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(&self, peer: &str, open: &StreamOpen) -> Result<ByteStream, OpenError> {
+        let link = self.find(peer).ok_or_else(|| OpenError::NoLink(peer.to_owned()))?;
+        link.open_stream(open).await
+    }
+
+    /// Takes the Streams of this kind that peers open, over every link of this process. At most `waiting`
+    /// wait to be received, more are refused as busy. Dropping the receiver ends it; a later call takes over
+    /// from an earlier one.
+    #[must_use]
+    pub fn accept(&self, kind: &str, waiting: usize) -> mpsc::Receiver<IncomingStream> {
+        let (sink, receiver) = mpsc::channel(waiting.max(1));
+        self.takers.lock().expect("no panic under this lock").insert(kind.to_owned(), sink);
+        receiver
+    }
+
     /// The newest link to the peer of this name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<LinkHandle> {
@@ -182,6 +413,27 @@ impl Links {
         self.up.lock().expect("no panic under this lock").push((session, handle));
         Entry { session, links: Arc::clone(self) }
     }
+
+    /// Hands a Stream that a peer opened to whoever takes its kind.
+    async fn hand(&self, incoming: IncomingStream) {
+        let taker = {
+            let mut takers = self.takers.lock().expect("no panic under this lock");
+            let taker = takers.get(&incoming.open.kind).filter(|sink| !sink.is_closed()).cloned();
+            if taker.is_none() {
+                takers.remove(&incoming.open.kind);
+            }
+            taker
+        };
+        let Some(taker) = taker else {
+            let message = format!("nobody here takes streams of kind {:?}", incoming.open.kind);
+            return incoming.refuse(StreamCode::UNKNOWN_KIND, message).await;
+        };
+        if let Err(error) = taker.try_send(incoming) {
+            let (mpsc::error::TrySendError::Full(incoming) | mpsc::error::TrySendError::Closed(incoming)) =
+                error;
+            incoming.refuse(StreamCode::BUSY, "too many streams of this kind wait already").await;
+        }
+    }
 }
 
 /// A link's place in [`Links`].
@@ -199,33 +451,65 @@ impl Drop for Entry {
     }
 }
 
-/// Reads what a Stream is for; bounded before allocation.
-pub(super) async fn read_open(stream: &mut ByteStream) -> io::Result<StreamOpen> {
+/// Serves a Stream that a peer has just opened: an echo to its end, another until somebody has it. The peer
+/// has `patience` to say what it is for.
+pub(super) async fn serve(mut stream: ByteStream, peer: Peer, links: &Links, patience: Duration) {
+    let opened = timeout(patience, async {
+        let body = read_message(&mut stream).await?;
+        codec::decode::<StreamOpen>(body.into())
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    });
+    let open = match opened.await {
+        Ok(Ok(open)) => open,
+        Ok(Err(_)) => return stream.reset(StreamCode::MALFORMED),
+        Err(_elapsed) => return stream.reset(StreamCode::TIMEOUT),
+    };
+    let is_echo = open.kind == ECHO;
+    let incoming = IncomingStream { peer, open, stream };
+    if !is_echo {
+        return links.hand(incoming).await;
+    }
+    // An end that goes away ends the echo, whichever it is.
+    if let Ok(stream) = incoming.accept().await {
+        let (mut reader, mut writer) = stream.into_split();
+        if tokio::io::copy(&mut reader, &mut writer).await.is_ok() {
+            drop(writer.shutdown().await);
+        }
+    }
+}
+
+/// Urgency of a Stream. What says none is as urgent as an event; control is not for Streams.
+fn class_of(open: &StreamOpen) -> Class {
+    let class = u8::try_from(open.class).ok().and_then(Class::from_u8);
+    class.filter(|class| *class != Class::Control).unwrap_or(Class::Event)
+}
+
+async fn write_message(stream: &mut ByteStream, body: &[u8]) -> io::Result<()> {
+    let len = u32::try_from(body.len()).expect("messages are short");
+    stream.write_all(&[&len.to_le_bytes()[..], body].concat()).await?;
+    stream.flush().await
+}
+
+/// Bounded before allocation.
+async fn read_message(stream: &mut ByteStream) -> io::Result<Vec<u8>> {
     let len = stream.read_u32_le().await? as usize;
     if len > OPEN_MAX {
         return Err(io::ErrorKind::InvalidData.into());
     }
     let mut body = vec![0; len];
     stream.read_exact(&mut body).await?;
-    codec::decode(body.into()).map_err(io::Error::other)
-}
-
-/// Serves a Stream of kind [`ECHO`].
-pub(super) async fn echo(stream: ByteStream) -> io::Result<()> {
-    let ByteStream { mut reader, mut writer } = stream;
-    tokio::io::copy(&mut reader, &mut writer).await?;
-    writer.shutdown().await
+    Ok(body)
 }
 
 type Opening<'a> = Pin<Box<dyn Future<Output = Result<ByteStream, Broken>> + Send + 'a>>;
 
 /// What a [`LinkHandle`] needs of a transport, without its type.
 trait OpenStream: Send + Sync {
-    fn open(&self) -> Opening<'_>;
+    fn open(&self, class: Class) -> Opening<'_>;
 }
 
 impl<T: Transport> OpenStream for T {
-    fn open(&self) -> Opening<'_> {
-        Box::pin(self.open_stream())
+    fn open(&self, class: Class) -> Opening<'_> {
+        Box::pin(self.open_stream(class))
     }
 }

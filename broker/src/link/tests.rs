@@ -1,6 +1,7 @@
 //! Two links, or a link and a peer that behaves badly, with the test playing the broker's driver.
 
 pub(super) mod quic;
+mod websocket;
 
 use std::collections::VecDeque;
 
@@ -60,7 +61,6 @@ impl Broker {
             counters: Arc::clone(&self.counters),
             stop: self.stop.clone(),
             progress: self.progress.clone(),
-            streams: None,
             links: Arc::clone(&self.links),
         }
     }
@@ -559,8 +559,11 @@ async fn an_echo_stream_returns_what_it_gets_and_unknown_kinds_are_refused() {
     echo.read_to_end(&mut back).await.unwrap();
     assert_eq!(back, b"there and back");
 
-    let mut unknown = link.open_stream(&open("?")).await.unwrap();
-    assert_eq!(unknown.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    let unknown = link.open_stream(&open("?")).await.unwrap_err();
+    assert!(
+        matches!(&unknown, stream::OpenError::Refused { code: stream::StreamCode::UNKNOWN_KIND, .. }),
+        "{unknown}"
+    );
     assert_eq!(
         link.open_stream(&open(&"x".repeat(20_000))).await.unwrap_err(),
         stream::OpenError::TooLong(20_004)
@@ -572,4 +575,75 @@ fn the_future_of_an_idle_link_is_small() {
     let (dialler, _acceptor, _network) = mem::pair();
     let size = size_of_val(&run(dialler, Broker::new().link(true)));
     assert!(size < 4096, "{size} bytes for each of 100 000 links");
+}
+
+/// Hello, records of several classes both ways, an echo, and an orderly end.
+async fn exchange_records<T: Transport>(at_node: T, at_hub: T) {
+    let (mut node, mut hub) = (Broker::new(), Broker::new());
+    let mut tasks = JoinSet::new();
+    let (node_link, hub_link) = (node.link(true), hub.link(false));
+    tasks.spawn(async move { run(at_node, node_link).await });
+    tasks.spawn(async move { run(at_hub, hub_link).await });
+    node.opened().await;
+    node.send(Class::Control, vec![hello()]);
+    hub.opened().await;
+    assert_eq!(hub.received().await, [hello()]);
+    for seq in 0..300 {
+        for class in [Class::Bulk, Class::State] {
+            node.send(class, vec![record(class, seq, 900)]);
+        }
+    }
+    node.send(Class::Bulk, vec![record(Class::Bulk, 300, 1 << 20)]);
+    let mut next = [0; 6];
+    while (next[Class::Bulk as usize], next[Class::State as usize]) != (301, 300) {
+        for record in hub.received().await {
+            let next = &mut next[usize::from(record.header.class)];
+            assert_eq!(record.header.seq, *next);
+            *next += 1;
+        }
+    }
+    hub.send(Class::Event, vec![record(Class::Event, 5, 5)]);
+    assert_eq!(node.received().await, [record(Class::Event, 5, 5)]);
+
+    let echo = proto::StreamOpen { kind: stream::ECHO.into(), ..Default::default() };
+    let mut echo = hub.links.find("peer").unwrap().open_stream(&echo).await.unwrap();
+    echo.write_all(b"through the firewall").await.unwrap();
+    echo.shutdown().await.unwrap();
+    let mut back = Vec::new();
+    echo.read_to_end(&mut back).await.unwrap();
+    assert_eq!(back, b"through the firewall");
+
+    node.send(Class::Bulk, vec![record(Class::Bulk, 301, 200_000)]);
+    node.output(Output::Close(CloseReason::Shutdown));
+    assert_eq!(hub.received().await[0].header.seq, 301, "a drain flushes");
+    hub.closed().await;
+    let ends = [tasks.join_next().await.unwrap().unwrap(), tasks.join_next().await.unwrap().unwrap()];
+    assert!(ends.iter().any(|ended| ended.end == LinkEnd::Closed(CloseReason::Shutdown)), "{ends:?}");
+    assert!(
+        ends.iter().any(|ended| matches!(&ended.end, LinkEnd::PeerClosed { code: CloseCode::DONE, .. })),
+        "{ends:?}"
+    );
+}
+
+/// Whatever a peer leaves unread, control passes.
+async fn leave_bulk_unread<T: Transport>(at_node: T, peer: T) {
+    let mut node = Broker::new();
+    let mut tasks = JoinSet::new();
+    let link = node.link(true);
+    tasks.spawn(async move { run(at_node, link).await });
+    node.opened().await;
+    let unread = [Class::Bulk, Class::Telemetry, Class::Event, Class::State, Class::Alarm];
+    for class in unread {
+        for seq in 0..4 {
+            node.send(class, vec![record(class, seq, 1 << 20)]);
+        }
+    }
+    let mut lanes = Vec::new();
+    while lanes.len() < unread.len() {
+        lanes.push(tokio::time::timeout(10 * SECOND, peer.accept()).await.unwrap().unwrap());
+    }
+    node.send(Class::Control, vec![hello()]);
+    let (_sender, mut control) =
+        tokio::time::timeout(10 * SECOND, peer.control(false)).await.unwrap().unwrap();
+    tokio::time::timeout(10 * SECOND, control.read_exact(&mut [0; 24])).await.unwrap().unwrap();
 }

@@ -33,7 +33,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use super::identity::{PeerCertificate, Role};
+use super::identity::{IdentityError, PeerCertificate, Role};
 use crate::clock;
 
 /// The application protocol of links.
@@ -157,6 +157,32 @@ pub enum TlsError {
     /// The TLS library misses what QUIC needs.
     #[error("the TLS provider has no suite for QUIC's initial packets")]
     NoInitialSuite,
+}
+
+/// Who the chain of a verified connection says the peer is, now: a resumed session carries the chain of the
+/// first one, which may have expired since.
+pub(super) fn peer_of(chain: Option<&[CertificateDer<'_>]>) -> Result<PeerCertificate, PeerError> {
+    let leaf = chain.and_then(<[_]>::first).ok_or(PeerError::Missing)?;
+    let peer = PeerCertificate::parse(leaf)?;
+    if peer.is_valid_at(clock::wall_us()) {
+        Ok(peer)
+    } else {
+        Err(PeerError::Expired(peer.identity.to_string()))
+    }
+}
+
+/// Why a verified connection is nobody's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// The peer showed no certificate.
+    #[error("the peer shows no certificate")]
+    Missing,
+    /// It has expired since the resumed session began.
+    #[error("the certificate of {0} is out of its time")]
+    Expired(String),
+    /// It names nobody.
+    #[error("the peer's certificate: {0}")]
+    Identity(#[from] IdentityError),
 }
 
 /// Sessions that a dialler may resume; rustls keeps several tickets for one name.

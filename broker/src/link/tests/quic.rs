@@ -14,7 +14,7 @@ use tokio::{sync::Notify, time::timeout};
 use super::*;
 use crate::{
     link::{
-        accept::{Acceptor, Admission},
+        accept::{Acceptor, Admission, Attempt as _, Listener as _},
         dial::{Backoff, Dialler, State},
         identity::PeerCertificate,
         quic::{HandshakeError, QuicDialler, QuicListener, QuicTransport, Shape},
@@ -23,25 +23,25 @@ use crate::{
     tasks::Tasks,
 };
 
-const NODE: &str = "octobus://tier-1/node/edge-1/3";
-const HUB: &str = "octobus://tier-1/hub/r0";
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const NODE: &str = "octobus://tier-1/node/edge-1/3";
+pub(super) const HUB: &str = "octobus://tier-1/hub/r0";
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub(super) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn der(&self) -> CertificateDer<'static> {
+    pub(super) fn der(&self) -> CertificateDer<'static> {
         self.0.der().clone()
     }
 
     /// With the usages that its role has.
-    fn issue(&self, uri: &str) -> Credentials {
+    pub(super) fn issue(&self, uri: &str) -> Credentials {
         let mut usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if uri.contains("/hub/") {
             usages.push(ExtendedKeyUsagePurpose::ServerAuth);
@@ -49,7 +49,7 @@ impl Ca {
         self.issue_for(uri, usages)
     }
 
-    fn issue_for(&self, uri: &str, usages: Vec<ExtendedKeyUsagePurpose>) -> Credentials {
+    pub(super) fn issue_for(&self, uri: &str, usages: Vec<ExtendedKeyUsagePurpose>) -> Credentials {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
         params.extended_key_usages = usages;
@@ -102,50 +102,7 @@ async fn both_ends_learn_who_the_other_is_and_exchange_records() {
     assert_eq!(hub_certificate.identity.to_string(), HUB);
     assert_eq!(node_certificate.identity.to_string(), NODE);
 
-    let (mut node, mut hub) = (Broker::new(), Broker::new());
-    let mut tasks = JoinSet::new();
-    let (node_link, hub_link) = (node.link(true), hub.link(false));
-    tasks.spawn(async move { run(at_node, node_link).await });
-    tasks.spawn(async move { run(at_hub, hub_link).await });
-    node.opened().await;
-    node.send(Class::Control, vec![hello()]);
-    hub.opened().await;
-    assert_eq!(hub.received().await, [hello()]);
-    for seq in 0..300 {
-        for class in [Class::Bulk, Class::State] {
-            node.send(class, vec![record(class, seq, 900)]);
-        }
-    }
-    node.send(Class::Bulk, vec![record(Class::Bulk, 300, 1 << 20)]);
-    let mut next = [0; 6];
-    while (next[Class::Bulk as usize], next[Class::State as usize]) != (301, 300) {
-        for record in hub.received().await {
-            let next = &mut next[usize::from(record.header.class)];
-            assert_eq!(record.header.seq, *next);
-            *next += 1;
-        }
-    }
-    hub.send(Class::Event, vec![record(Class::Event, 5, 5)]);
-    assert_eq!(node.received().await, [record(Class::Event, 5, 5)]);
-
-    let echo = proto::StreamOpen { kind: stream::ECHO.into(), ..Default::default() };
-    let mut echo = hub.links.find("peer").unwrap().open_stream(&echo).await.unwrap();
-    echo.write_all(b"through the firewall").await.unwrap();
-    echo.shutdown().await.unwrap();
-    let mut back = Vec::new();
-    echo.read_to_end(&mut back).await.unwrap();
-    assert_eq!(back, b"through the firewall");
-
-    node.send(Class::Bulk, vec![record(Class::Bulk, 301, 200_000)]);
-    node.output(Output::Close(CloseReason::Shutdown));
-    assert_eq!(hub.received().await[0].header.seq, 301, "a drain flushes");
-    hub.closed().await;
-    let ends = [tasks.join_next().await.unwrap().unwrap(), tasks.join_next().await.unwrap().unwrap()];
-    assert!(ends.iter().any(|ended| ended.end == LinkEnd::Closed(CloseReason::Shutdown)), "{ends:?}");
-    assert!(
-        ends.iter().any(|ended| matches!(&ended.end, LinkEnd::PeerClosed { code: CloseCode::DONE, .. })),
-        "{ends:?}"
-    );
+    exchange_records(at_node, at_hub).await;
 }
 
 #[tokio::test]
@@ -237,7 +194,7 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[derive(Debug)]
-struct TrustAll(Arc<rustls::crypto::CryptoProvider>);
+pub(super) struct TrustAll(pub(super) Arc<rustls::crypto::CryptoProvider>);
 
 impl rustls::client::danger::ServerCertVerifier for TrustAll {
     fn verify_server_cert(
@@ -291,7 +248,6 @@ fn hub(credentials: Credentials, refusal: Option<proto::Refusal>) -> Hub {
         admission: Admission::default(),
         counters: Arc::default(),
         links: Arc::default(),
-        streams: None,
         tasks: tasks.clone(),
     };
     let counting = Arc::clone(&asked);
@@ -331,7 +287,6 @@ fn node(quic: QuicDialler, hubs: Vec<String>) -> (Tasks, watch::Receiver<dial::S
         backoff: Backoff::new(Duration::from_millis(20), Duration::from_millis(50)),
         counters: Arc::default(),
         links: Arc::default(),
-        streams: None,
         tasks: tasks.clone(),
         network_changed: Arc::new(Notify::new()),
     };
@@ -423,22 +378,5 @@ async fn bulk_that_nobody_reads_delays_no_control_on_the_wire() {
     let ca = Ca::new();
     let (dialled, accepted) = handshake(ca.issue(HUB), ca.issue(NODE)).await;
     let ((at_node, _), (peer, _)) = (dialled.unwrap(), accepted.unwrap());
-    let mut node = Broker::new();
-    let mut tasks = JoinSet::new();
-    let link = node.link(true);
-    tasks.spawn(async move { run(at_node, link).await });
-    node.opened().await;
-    let unread = [Class::Bulk, Class::Telemetry, Class::Event, Class::State, Class::Alarm];
-    for class in unread {
-        for seq in 0..4 {
-            node.send(class, vec![record(class, seq, 1 << 20)]);
-        }
-    }
-    let mut lanes = Vec::new();
-    while lanes.len() < unread.len() {
-        lanes.push(timeout(PATIENCE, peer.accept()).await.unwrap().unwrap());
-    }
-    node.send(Class::Control, vec![hello()]);
-    let (_sender, mut control) = timeout(PATIENCE, peer.control(false)).await.unwrap().unwrap();
-    timeout(PATIENCE, control.read_exact(&mut [0; 24])).await.unwrap().unwrap();
+    leave_bulk_unread(at_node, peer).await;
 }

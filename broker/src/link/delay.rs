@@ -1,0 +1,131 @@
+//! How much may be on its way before what is urgent has to wait behind it. Synchronous; `now` is an
+//! argument.
+//!
+//! Loss-based congestion control fills whatever buffer stands before a slow line: at 256 kbit/s that is
+//! seconds, and an alarm waits them all, whatever its priority here. So the bytes in flight are also bounded
+//! by delay. Over each round trip the *least* round-trip time is taken: if even that is [`TARGET`] above the
+//! least of the recent past, a queue stands, and the bound becomes what the line carries in the empty round
+//! trip and half a target. Jitter moves single samples, not the least of a round trip.
+//!
+//! The least of the recent past would rise with a queue that always stands, so every [`WINDOW`] the queue
+//! is let run dry for one round trip.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A queue that stands longer than this is too long.
+const TARGET: Duration = Duration::from_millis(80);
+/// The empty round trip is the least of this long, and of as long before.
+const WINDOW: Duration = Duration::from_secs(10);
+/// Shortest round over which a rate means something.
+const ROUND_MIN: Duration = Duration::from_millis(20);
+/// Never less: a few packets, so that there is something to measure.
+const BYTES_MIN: u64 = 4800;
+/// Where it begins, and where it ends.
+const BYTES_START: u64 = 64 << 10;
+const BYTES_MAX: u64 = 64 << 20;
+
+/// A bound of the bytes in flight.
+#[derive(Debug, Clone)]
+pub(super) struct DelayBound {
+    bytes: u64,
+    /// No queue was seen yet: grow fast.
+    starting: bool,
+    /// The round trip of an empty line: in this window, and in the one before.
+    empty: [Duration; 2],
+    window_ends: Instant,
+    round: Round,
+    /// This round lets the queue run dry.
+    draining: bool,
+    /// Bytes a second, of the last full round.
+    rate: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Round {
+    began: Instant,
+    least: Duration,
+    acked: u64,
+    limited: bool,
+}
+
+impl Round {
+    fn new(now: Instant) -> Self {
+        Self { began: now, least: Duration::MAX, acked: 0, limited: false }
+    }
+}
+
+impl DelayBound {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            bytes: BYTES_START,
+            starting: true,
+            empty: [Duration::MAX; 2],
+            window_ends: now + WINDOW,
+            round: Round::new(now),
+            draining: false,
+            rate: 0,
+        }
+    }
+
+    /// The bound.
+    pub(super) fn bytes(&self) -> u64 {
+        if self.draining { (self.bytes / 3).max(BYTES_MIN) } else { self.bytes }
+    }
+
+    /// Bytes a second that the path took lately; 0 before it is known.
+    pub(super) fn rate(&self) -> u64 {
+        self.rate
+    }
+
+    /// `acked` bytes have arrived, of which the last was answered after `rtt`. `limited`: more would have
+    /// been sent but for a bound.
+    pub(super) fn on_ack(&mut self, now: Instant, rtt: Duration, acked: u64, limited: bool) {
+        self.empty[0] = self.empty[0].min(rtt);
+        self.round.least = self.round.least.min(rtt);
+        self.round.acked += acked;
+        self.round.limited |= limited;
+        let lasted = now.saturating_duration_since(self.round.began);
+        if lasted >= self.round.least.max(ROUND_MIN) {
+            let round = std::mem::replace(&mut self.round, Round::new(now));
+            self.on_round(now, &round, lasted);
+        }
+    }
+
+    fn on_round(&mut self, now: Instant, round: &Round, lasted: Duration) {
+        if self.draining {
+            // Its rate says nothing of the line.
+            self.draining = false;
+            return;
+        }
+        let empty = self.empty[0].min(self.empty[1]);
+        let queue = round.least.saturating_sub(empty);
+        // After a pause the first round is long and says little.
+        if round.limited && lasted < 4 * round.least.max(ROUND_MIN) {
+            self.rate = per_second(round.acked, lasted);
+        }
+        if queue > TARGET {
+            self.starting = false;
+            let carried = in_time(self.rate, empty + TARGET / 2);
+            self.bytes = carried.clamp(BYTES_MIN, self.bytes.max(BYTES_MIN));
+        } else if round.limited && queue < TARGET / 2 {
+            let step = if self.starting { self.bytes } else { (self.bytes / 8).max(1200) };
+            self.bytes = (self.bytes + step).min(BYTES_MAX);
+        }
+        if now >= self.window_ends {
+            self.window_ends = now + WINDOW;
+            self.empty = [Duration::MAX, self.empty[0]];
+            self.draining = queue > TARGET / 8;
+        }
+    }
+}
+
+fn per_second(bytes: u64, lasted: Duration) -> u64 {
+    let micros = lasted.as_micros().max(1);
+    u64::try_from(u128::from(bytes) * 1_000_000 / micros).unwrap_or(u64::MAX)
+}
+
+fn in_time(rate: u64, time: Duration) -> u64 {
+    u64::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u64::MAX)
+}
