@@ -20,8 +20,9 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
 
 /// A foreign library, and where it may be named: a prefix of paths for each. So that it can be replaced in
 /// one place, and read about in one place. Tests, benches and fuzz targets may name anything.
-const NAMED_IN: [(&str, &[&str]); 13] = [
+const NAMED_IN: [(&str, &[&str]); 14] = [
     ("quinn", &["broker/src/link/quic"]),
+    ("quinn_proto", &["broker/src/link/quic"]),
     ("tokio_tungstenite", &["broker/src/link/websocket"]),
     ("heed", &["broker/src/store/lmdb"]),
     ("io_uring", &["broker/src/store/"]),

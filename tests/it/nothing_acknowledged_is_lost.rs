@@ -159,6 +159,7 @@ impl Path {
                 reorder: 0.1,
                 delay: Duration::from_millis(rng.random_range(0..20)),
                 cut: false,
+                line: None,
             }),
             Self::Cut => {
                 relay.set(Faults { cut: true, ..Faults::default() });

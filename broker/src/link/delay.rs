@@ -129,3 +129,95 @@ fn per_second(bytes: u64, lasted: Duration) -> u64 {
 fn in_time(rate: u64, time: Duration) -> u64 {
     u64::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// A bottleneck: a line, its delay there and back, and a sender that always has more.
+    struct Line {
+        bytes_per_s: u64,
+        round_trip: Duration,
+        now: Instant,
+        free_at: Instant,
+        /// When each packet is acknowledged, and when it was sent.
+        flying: VecDeque<(Instant, Instant)>,
+        bound: DelayBound,
+        /// Longest wait before the line, since it was last asked.
+        worst: Duration,
+        delivered: u64,
+    }
+
+    const PACKET: u64 = 1200;
+
+    impl Line {
+        fn new(bytes_per_s: u64, round_trip: Duration) -> Self {
+            let now = Instant::now();
+            let bound = DelayBound::new(now);
+            let (flying, worst) = (VecDeque::new(), Duration::ZERO);
+            Self { bytes_per_s, round_trip, now, free_at: now, flying, bound, worst, delivered: 0 }
+        }
+
+        fn run(&mut self, time: Duration) {
+            let until = self.now + time;
+            while self.now < until {
+                while PACKET * (self.flying.len() as u64 + 1) <= self.bound.bytes() {
+                    let began = self.free_at.max(self.now);
+                    self.worst = self.worst.max(began - self.now);
+                    self.free_at = began + Duration::from_micros(PACKET * 1_000_000 / self.bytes_per_s);
+                    self.flying.push_back((self.free_at + self.round_trip, self.now));
+                }
+                let (acked, sent) = self.flying.pop_front().expect("at least one packet is allowed");
+                self.now = acked;
+                self.delivered += PACKET;
+                self.bound.on_ack(self.now, acked - sent, PACKET, true);
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_line_is_kept_busy_with_a_short_queue() {
+        for (rate, round_trip_ms) in [(32_000, 100), (32_000, 20), (125_000, 40), (1_250_000, 200)] {
+            let mut line = Line::new(rate, Duration::from_millis(round_trip_ms));
+            line.run(Duration::from_secs(5));
+            (line.worst, line.delivered) = (Duration::ZERO, 0);
+            line.run(Duration::from_secs(300));
+            assert!(line.worst < 4 * TARGET, "{rate} B/s: {:?} of queue", line.worst);
+            assert!(line.delivered > rate * 300 * 85 / 100, "{rate} B/s: {} bytes", line.delivered);
+        }
+    }
+
+    #[test]
+    fn a_fast_line_is_filled() {
+        let mut line = Line::new(100 << 20, Duration::from_millis(20));
+        line.run(Duration::from_secs(3));
+        line.delivered = 0;
+        line.run(Duration::from_secs(2));
+        assert!(line.delivered > (2 * (100 << 20)) * 8 / 10, "{}", line.delivered);
+    }
+
+    #[test]
+    fn jitter_is_no_queue() {
+        let start = Instant::now();
+        let mut bound = DelayBound::new(start);
+        for n in 0..10_000 {
+            // Every tenth packet is 300 ms late, as on a radio.
+            let rtt = Duration::from_millis(if n % 10 == 0 { 340 } else { 40 });
+            bound.on_ack(start + n * Duration::from_millis(5), rtt, PACKET, true);
+        }
+        assert!(bound.bytes() > BYTES_START);
+    }
+
+    #[test]
+    fn a_line_that_becomes_longer_is_believed_after_a_while() {
+        let mut line = Line::new(1_250_000, Duration::from_millis(20));
+        line.run(Duration::from_secs(20));
+        line.round_trip = Duration::from_millis(600); // over a satellite now
+        line.run(Duration::from_secs(40));
+        line.delivered = 0;
+        line.run(Duration::from_secs(20));
+        assert!(line.delivered > 1_250_000 * 20 * 7 / 10, "{}", line.delivered);
+    }
+}

@@ -5,6 +5,8 @@
 //! heartbeats are ours, so quinn sends none. Windows: all streams of a connection together are less than the
 //! connection's window, and that less than the send window, so no class that is not read can stop another.
 
+mod congestion;
+
 use std::{
     fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -276,6 +278,7 @@ fn transport_config(shape: Shape) -> TransportConfig {
         .keep_alive_interval(None)
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
+        .congestion_controller_factory(Arc::<congestion::CubicWithinDelay>::default())
         .allow_spin(false);
     config
 }

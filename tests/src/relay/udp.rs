@@ -13,6 +13,7 @@ use std::{
 
 use rand::{Rng, rngs::SmallRng};
 
+use super::Line;
 use crate::{clock, seed};
 
 /// How bad the path is. Probabilities are per datagram and direction.
@@ -28,6 +29,8 @@ pub struct Faults {
     pub reorder: f64,
     /// One way.
     pub delay: Duration,
+    /// How much passes in each direction.
+    pub line: Option<Line>,
 }
 
 /// Forwards datagrams to one target. Dropping it closes its sockets.
@@ -57,6 +60,8 @@ struct Path {
     generation: u64,
     waiting: BinaryHeap<Reverse<Datagram>>,
     number: u64,
+    /// When each direction's line is free again: to the target, to the client.
+    free_at: [Instant; 2],
 }
 
 #[derive(Debug)]
@@ -88,6 +93,7 @@ impl UdpRelay {
             generation: 0,
             waiting: BinaryHeap::new(),
             number: 0,
+            free_at: [clock::now(); 2],
         };
         let shared = Arc::new(Shared {
             front,
@@ -180,23 +186,24 @@ impl Shared {
     /// Decides what becomes of a datagram.
     fn take(&self, to_client: bool, client: SocketAddr, bytes: &[u8]) {
         let mut path = self.path();
-        let Faults { cut, loss, duplicate, reorder, delay } = path.faults;
+        let Faults { cut, loss, duplicate, reorder, delay, line } = path.faults;
         if cut || path.rng.random_bool(loss) {
             return;
         }
         let copies = 1 + u32::from(path.rng.random_bool(duplicate));
         for _copy in 0..copies {
             let extra = if path.rng.random_bool(reorder) { path.rng.random_range(0..30) } else { 0 };
-            let delay = delay + Duration::from_millis(extra);
+            let now = clock::now();
+            let mut sent = now;
+            if let Some(line) = line {
+                let free_at = &mut path.free_at[usize::from(to_client)];
+                let Some(last_byte) = line.carry(now, *free_at, bytes.len()) else { continue };
+                (*free_at, sent) = (last_byte, last_byte);
+            }
+            let at = sent + delay + Duration::from_millis(extra);
             path.number += 1;
-            let datagram = Datagram {
-                at: clock::now() + delay,
-                number: path.number,
-                to_client,
-                client,
-                bytes: bytes.to_vec(),
-            };
-            if delay.is_zero() {
+            let datagram = Datagram { at, number: path.number, to_client, client, bytes: bytes.to_vec() };
+            if at <= now {
                 self.send(&path, &datagram);
             } else {
                 path.waiting.push(Reverse(datagram));
