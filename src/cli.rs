@@ -70,7 +70,7 @@ Examples:
   octobus cloud --data /var/lib/octobus/hub --users /etc/octobus/users.toml
   octobus cloud --nats 127.0.0.1:4222 --quic 0.0.0.0:10001 --bootstrap 0.0.0.0:10002
 
-Nodes need UDP 10001 and TCP 10002 of this machine. Make tokens for them with `octobus token create`.")]
+Nodes need UDP 10001 (or TCP 10000 where UDP is blocked) and TCP 10002 of this machine. Make tokens for them with `octobus token create`.")]
     Cloud(Flags),
     /// Run a node: serves devices by MQTT, links to its hub
     #[command(after_help = "\
@@ -197,6 +197,14 @@ Exit codes: 0 clean, 1 problems, 2 could not check.")]
     Fsck(FsckArgs),
     /// Watch rates, once a second
     Top(TopArgs),
+    /// Measure a link: round trips, and how much it carries
+    #[command(after_help = "\
+Examples:
+  octobus ping edge-1 --admin HUB/admin.sock
+  octobus ping --data /var/lib/octobus/node --bytes 4MiB        from a node to its hub
+
+The other side sends back what it gets, over the link as it is: QUIC, or WebSocket where UDP is blocked.")]
+    Ping(PingArgs),
     /// Find out what is wrong on this machine, why, and what to do
     #[command(after_help = "\
 Examples:
@@ -354,6 +362,24 @@ pub(crate) struct JoinArgs {
     /// Enrol anew although this folder has joined; its name stays
     #[arg(long)]
     pub(crate) again: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    /// At a hub: the node; without it the newest link
+    #[arg(value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Round trips
+    #[arg(short, long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) count: u32,
+    /// Then send this much at once, at most 64MiB, and wait until it is back
+    #[arg(long, value_name = "SIZE", default_value = "256KiB", value_parser = units::size)]
+    pub(crate) bytes: u64,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Rows::Text)]
+    pub(crate) output: Rows,
 }
 
 #[derive(Debug, Args)]

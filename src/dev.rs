@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use broker::{link::dial::State, tasks::Drained};
+use broker::{
+    link::dial::{self, State},
+    tasks::Drained,
+};
 use cloudhub::{hub::Hub, token::TokenRequest};
 use edgehub::{
     edge::Edge,
@@ -80,11 +83,13 @@ impl Dev {
 }
 
 async fn start_node(config: &Config, hub: &Hub) -> Outcome<Edge> {
-    let quic = hub
-        .endpoints()
-        .quic
-        .ok_or_else(|| Failure::usage("dev's node links by QUIC: --quic cannot be off"))?;
-    let node = config.dev_node(reachable(quic));
+    let (quic, websocket) = (hub.endpoints().quic.map(reachable), hub.endpoints().websocket.map(reachable));
+    let host = quic.or(websocket).map(|address| address.ip().to_string());
+    let host = host.ok_or_else(|| {
+        Failure::usage("dev's node links by QUIC or WebSocket: --quic and --websocket cannot both be off")
+    })?;
+    let port = |address: SocketAddr| address.port();
+    let node = config.dev_node(dial::Hub { host, quic: quic.map(port), websocket: websocket.map(port) });
     if Identity::load(&node.data).map_err(cannot_start)?.is_none() {
         enrol(config, hub, &node.data).await?;
     }
@@ -133,6 +138,7 @@ fn banner(config: &Config, node: &str, endpoints: &Endpoints) -> String {
     row("nats", shown(endpoints.nats), "clients of the hub");
     row("node nats", shown(endpoints.node_nats), &format!("applications on node {node}"));
     row("quic", shown(endpoints.quic), "links of nodes (UDP)");
+    row("websocket", shown(endpoints.websocket), "links of nodes where UDP is blocked (TCP)");
     row("bootstrap", shown(endpoints.bootstrap), "nodes join here (octobus join)");
     row("metrics", shown(endpoints.metrics), "/metrics /healthz /readyz");
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use broker::{clock, link::identity::PeerCertificate};
 use edgehub::identity::Identity;
 use ops::{
-    api::rfc3339,
+    api::{ConditionRow, rfc3339},
     client::Client,
-    config::{Config, Flags, HostPort, QUIC_PORT, Role},
+    config::{Config, Flags, HostPort, Role},
     doctor::{Finding, Subject, Verdict, examine},
 };
 
@@ -43,6 +43,7 @@ pub(crate) async fn run(args: &DoctorArgs) -> Outcome {
         .await;
     findings.extend(examine(&subject, running.is_ok()).await);
     findings.push(offset(role, running.ok().as_deref()));
+    findings.extend(conditions(&config).await);
     report(&findings, args.output)
 }
 
@@ -98,11 +99,22 @@ fn certificate(role: Role, data: &Path) -> (Vec<Finding>, Option<Identity>) {
 
 fn add_hub(subject: &mut Subject, identity: &Identity) {
     if subject.hubs.is_empty() {
-        let hubs = identity.quic().iter();
-        subject.hubs = hubs.filter_map(|hub| HostPort::parse(hub, QUIC_PORT).ok()).collect();
+        subject.hubs = identity.hubs();
     }
     let server = identity.bootstrap();
     subject.bootstrap = Some(HostPort { host: server.host, port: server.port });
+}
+
+/// What a running process itself says that needs attention.
+async fn conditions(config: &Config) -> Vec<Finding> {
+    let client = Client::new(&config.listen.admin);
+    // Who does not run has no conditions; that was said before.
+    let rows: Vec<ConditionRow> = client.get("/v1/conditions", &[]).await.unwrap_or_default();
+    let finding = |row: &ConditionRow| {
+        let what = format!("{} ({}) since {}: {}", row.kind, row.subject, row.since, row.message);
+        Finding::warn("condition", what, "")
+    };
+    rows.iter().map(finding).collect()
 }
 
 /// The hub's time comes with each heartbeat; only a running node knows it.

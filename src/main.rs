@@ -11,6 +11,7 @@ mod get;
 mod log;
 mod messages;
 mod output;
+mod ping;
 mod serve;
 mod state;
 mod token;
@@ -61,6 +62,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Restore(args) => backup::restore(&args),
         Command::Fsck(args) => backup::fsck(&args),
         Command::Top(args) => top::run(&args).await,
+        Command::Ping(args) => ping::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
         Command::Completion { shell } => {
             let mut command = cli::command();

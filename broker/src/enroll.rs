@@ -161,6 +161,9 @@ pub struct Joined {
     pub generation: u32,
     /// Where to dial QUIC, as `host:port`; an empty host means the one that was asked.
     pub quic: Vec<String>,
+    /// Where to dial WebSocket, likewise. Hubs before it existed say nothing.
+    #[serde(default)]
+    pub websocket: Vec<String>,
 }
 
 /// What went wrong, for a program and for a person.

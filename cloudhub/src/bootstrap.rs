@@ -69,15 +69,21 @@ pub struct Bootstrap {
     authority: Arc<Authority>,
     registry: Registry,
     quic: Vec<String>,
+    websocket: Vec<String>,
     failures: Failures,
 }
 
 impl Bootstrap {
-    /// `quic` are the addresses that nodes are told to dial, as `host:port`; an empty host means the one
-    /// by which they reached this server.
+    /// `quic` and `websocket` are the addresses that nodes are told to dial, as `host:port`; an empty host
+    /// means the one by which they reached this server.
     #[must_use]
-    pub fn new(authority: Arc<Authority>, registry: Registry, quic: Vec<String>) -> Self {
-        Self { authority, registry, quic, failures: Failures::default() }
+    pub fn new(
+        authority: Arc<Authority>,
+        registry: Registry,
+        quic: Vec<String>,
+        websocket: Vec<String>,
+    ) -> Self {
+        Self { authority, registry, quic, websocket, failures: Failures::default() }
     }
 
     fn joined(
@@ -95,6 +101,7 @@ impl Bootstrap {
             name,
             generation,
             quic: self.quic.clone(),
+            websocket: self.websocket.clone(),
         }))
     }
 }

@@ -21,8 +21,10 @@ use broker::{
     link::{
         Counters, Links, Params,
         accept::{Acceptor, Admission},
+        identity::PeerCertificate,
         quic::{BindError, QuicListener, Shape},
         tls::{self, Credentials, TierSecret, TlsError},
+        websocket::WebSocketListener,
     },
     store::{
         self, OpenError,
@@ -98,6 +100,7 @@ pub struct Hub {
     authority: Arc<Authority>,
     registry: Registry,
     endpoints: Endpoints,
+    links: Arc<Links>,
     /// Fronts, links, bootstrap, admin: everything that talks to somebody.
     fronts: Tasks,
     /// The driver and its store.
@@ -114,15 +117,16 @@ impl Hub {
         let authority = Arc::new(Authority::open(&config.data, config.tier.as_deref())?);
         let instance = Instance::open(&config.data)?;
         let auth = auth(config)?;
-        let sockets = Sockets::bind(config, &authority).await?;
+        let (fronts, engine) = (Tasks::new(), Tasks::new());
+        let sockets = Sockets::bind(config, &authority, &fronts).await?;
         let endpoints = sockets.endpoints(config);
 
         let (copier, written) = (store.copier(), store.written());
-        let (fronts, engine) = (Tasks::new(), Tasks::new());
         let core = core_config(config, &authority, &instance, getrandom::u64()?);
         let handle = driver::start(core, store, recovered, &engine);
         let registry = Registry::new(handle.clone());
-        let mut hub = Self { handle, authority, registry, endpoints, fronts, engine };
+        let links = Arc::<Links>::default();
+        let mut hub = Self { handle, authority, registry, endpoints, links, fronts, engine };
         let started = hub.serve(config, auth, sockets, copier, written).await;
         let confirmed = started.and_then(|()| Ok(instance.confirm(&config.data)?));
         match confirmed {
@@ -144,6 +148,12 @@ impl Hub {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// Its links, and their Streams.
+    #[must_use]
+    pub fn links(&self) -> &Arc<Links> {
+        &self.links
     }
 
     /// The tier's id.
@@ -186,18 +196,20 @@ impl Hub {
         copier: Copier,
         written: Arc<Written>,
     ) -> Result<(), StartError> {
-        let Sockets { nats, quic, bootstrap, admin } = sockets;
+        let Sockets { nats, quic, websocket, bootstrap, admin } = sockets;
         let exporter = Exporter::new(Some(self.handle.clone()), Readiness::default());
         exporter.register(metrics::store(written));
         if let Some(listener) = nats {
             self.serve_nats(config, auth, listener, &exporter);
         }
-        if let Some(listener) = quic {
-            self.serve_links(config, listener, &exporter);
-        }
+        self.serve_links(config, quic, websocket, &exporter);
         if let Some((listener, tls)) = bootstrap {
-            let quic = self.endpoints.quic.iter().map(|at| format!(":{}", at.port())).collect();
-            let bootstrap = Bootstrap::new(Arc::clone(&self.authority), self.registry.clone(), quic);
+            let at = |listening: Option<SocketAddr>| {
+                listening.iter().map(|at| format!(":{}", at.port())).collect()
+            };
+            let (quic, websocket) = (at(self.endpoints.quic), at(self.endpoints.websocket));
+            let bootstrap =
+                Bootstrap::new(Arc::clone(&self.authority), self.registry.clone(), quic, websocket);
             let serving = bootstrap::serve(listener, tls, Arc::new(bootstrap), self.fronts.clone());
             self.fronts.spawn("bootstrap", serving);
         }
@@ -211,6 +223,7 @@ impl Hub {
             broker: self.handle.clone(),
             tasks: self.fronts.clone(),
             exporter,
+            links: Arc::clone(&self.links),
             is_hub: true,
         });
         let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
@@ -232,23 +245,36 @@ impl Hub {
         self.fronts.spawn("nats front", serving);
     }
 
-    fn serve_links(&self, config: &Config, listener: QuicListener, exporter: &Exporter) {
+    /// One acceptor at both ports: links are the same whichever they come by.
+    fn serve_links(
+        &self,
+        config: &Config,
+        quic: Option<QuicListener>,
+        websocket: Option<WebSocketListener>,
+        exporter: &Exporter,
+    ) {
         let counters = Arc::<Counters>::default();
         exporter.register(metrics::links(Arc::clone(&counters)));
         let acceptor = Acceptor {
             broker: self.handle.clone(),
             params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),
-            admission: Admission { connections_max: config.limits.links, ..Admission::default() },
+            admission: Admission::with_connections(config.limits.links),
             counters,
-            links: Arc::<Links>::default(),
+            links: Arc::clone(&self.links),
             tasks: self.fronts.clone(),
         };
         let authorizer = Authorizer::new(self.registry.clone(), self.tier());
-        let authorize = move |certificate| {
+        let authorize = move |certificate: PeerCertificate| {
             let authorizer = authorizer.clone();
             async move { authorizer.authorize(certificate).await }
         };
-        self.fronts.spawn("link acceptor", acceptor.run(listener, authorize));
+        if let Some(listener) = quic {
+            let accepting = acceptor.clone().run(listener, authorize.clone());
+            self.fronts.spawn("QUIC acceptor", accepting);
+        }
+        if let Some(listener) = websocket {
+            self.fronts.spawn("WebSocket acceptor", acceptor.run(listener, authorize));
+        }
     }
 }
 
@@ -260,16 +286,28 @@ const START_FAILED: Duration = Duration::from_secs(3);
 struct Sockets {
     nats: Option<TcpListener>,
     quic: Option<QuicListener>,
+    websocket: Option<WebSocketListener>,
     bootstrap: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
     admin: AdminSocket,
 }
 
 impl Sockets {
-    async fn bind(config: &Config, authority: &Authority) -> Result<Self, StartError> {
+    async fn bind(config: &Config, authority: &Authority, tasks: &Tasks) -> Result<Self, StartError> {
         let listen = &config.listen;
         let nats = listen_tcp("NATS", listen.nats).await?;
-        let quic =
-            listen.quic.map(|address| bind_quic(address, authority, config.limits.heartbeat)).transpose()?;
+        let secret = TierSecret::new(authority.secret());
+        let tls = Arc::new(link_tls(authority, &secret)?);
+        let shape = Shape::HUB.with_heartbeat(config.limits.heartbeat);
+        let bind_quic = |address| QuicListener::bind(address, Arc::clone(&tls), &secret, shape);
+        let quic = listen.quic.map(bind_quic).transpose()?;
+        let websocket = listen.websocket.map(|address| {
+            WebSocketListener::bind(address, &tls, tasks.clone()).map_err(|source| StartError::Listen {
+                what: "WebSocket",
+                address,
+                source,
+            })
+        });
+        let websocket = websocket.transpose()?;
         let bootstrap = match listen_tcp("bootstrap", listen.bootstrap).await? {
             Some(listener) => {
                 let identity = authority.issue_hub(REPLICA, &names(listen.bootstrap))?;
@@ -278,7 +316,7 @@ impl Sockets {
             None => None,
         };
         let admin = AdminSocket::bind(&listen.admin)?;
-        Ok(Self { nats, quic, bootstrap, admin })
+        Ok(Self { nats, quic, websocket, bootstrap, admin })
     }
 
     fn endpoints(&self, config: &Config) -> Endpoints {
@@ -286,6 +324,7 @@ impl Sockets {
         Endpoints {
             nats: self.nats.as_ref().and_then(tcp),
             quic: self.quic.as_ref().and_then(|listener| listener.local_addr().ok()),
+            websocket: self.websocket.as_ref().and_then(|listener| listener.local_addr().ok()),
             bootstrap: self.bootstrap.as_ref().and_then(|(listener, _tls)| tcp(listener)),
             admin: Some(PathBuf::from(&config.listen.admin)),
             ..Endpoints::default()
@@ -304,17 +343,12 @@ async fn listen_tcp(
     }
 }
 
-fn bind_quic(
-    address: SocketAddr,
-    authority: &Authority,
-    heartbeat: Duration,
-) -> Result<QuicListener, StartError> {
+/// What both kinds of link present and verify.
+fn link_tls(authority: &Authority, secret: &TierSecret) -> Result<rustls::ServerConfig, StartError> {
     let identity = authority.issue_hub(REPLICA, &[])?;
-    let secret = TierSecret::new(authority.secret());
     let credentials =
         Credentials { ca: vec![authority.certificate().clone()], chain: identity.chain, key: identity.key };
-    let tls = tls::acceptor(credentials, &secret)?;
-    Ok(QuicListener::bind(address, Arc::new(tls), &secret, Shape::HUB.with_heartbeat(heartbeat))?)
+    Ok(tls::acceptor(credentials, secret)?)
 }
 
 /// Under which names HTTPS clients that check names may reach the bootstrap port. Nodes check the CA.

@@ -42,6 +42,7 @@ impl TestHub {
         let flags = [
             ("--nats", any),
             ("--quic", any),
+            ("--websocket", any),
             ("--bootstrap", any),
             ("--metrics", any),
             ("--anonymous", "true"),

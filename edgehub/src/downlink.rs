@@ -105,10 +105,9 @@ impl Downlink {
         let acceptor = Acceptor {
             broker: self.broker.clone(),
             params: Arc::clone(&self.params),
-            admission: Admission { connections_max: self.links_max, ..Admission::default() },
+            admission: Admission::with_connections(self.links_max),
             counters: Arc::clone(&self.counters),
             links: Arc::<Links>::default(),
-            streams: None,
             tasks: tasks.clone(),
         };
         let (broker, tier): (Handle, Arc<str>) = (self.broker.clone(), identity.tier().into());

@@ -17,7 +17,7 @@ use broker::{
     },
     instance::{Instance, InstanceError},
     link::{
-        Counters, Params,
+        Counters, Links, Params,
         dial::{Dialler, Status},
         quic::{BindError, QuicListener},
     },
@@ -92,6 +92,7 @@ pub struct Edge {
     handle: Handle,
     endpoints: Endpoints,
     link: watch::Receiver<Status>,
+    links: Arc<Links>,
     /// Fronts, link, admin: everything that talks to somebody.
     fronts: Tasks,
     /// The driver and its store.
@@ -117,7 +118,8 @@ impl Edge {
         let core = core_config(config, &name, identity.as_ref(), &instance, getrandom::u64()?);
         let handle = driver::start(core, store, recovered, &engine);
         let (status, link) = Dialler::status();
-        let mut edge = Self { name, handle, endpoints, link, fronts, engine };
+        let links = Arc::<Links>::default();
+        let mut edge = Self { name, handle, endpoints, link, links, fronts, engine };
         let exporter = Exporter::new(Some(edge.handle.clone()), Readiness::default());
         exporter.register(metrics::store(written));
         let mut sockets = sockets;
@@ -156,6 +158,12 @@ impl Edge {
         self.link.clone()
     }
 
+    /// Its link, and its Streams.
+    #[must_use]
+    pub fn links(&self) -> &Arc<Links> {
+        &self.links
+    }
+
     /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
     pub async fn stop(self, deadline: Duration) -> Drained {
         let share = deadline / 3;
@@ -192,11 +200,14 @@ impl Edge {
         let counters = Arc::<Counters>::default();
         exporter.register(metrics::links(Arc::clone(&counters)));
         let uplink = Uplink {
-            hubs: config.hubs.iter().map(ToString::to_string).collect(),
+            data: config.data.clone(),
+            hubs: config.hubs.clone(),
             relay: config.relay.clone(),
+            proxy: config.proxy.clone(),
             broker: self.handle.clone(),
             params: Arc::new(link_params(config)),
             counters: Arc::clone(&counters),
+            links: Arc::clone(&self.links),
         };
         if let (Some(listener), Some(address)) = (listener, self.endpoints.quic) {
             let downlink = Downlink {
@@ -248,7 +259,8 @@ impl Edge {
             self.fronts.spawn("nats front", serving);
         }
         let (broker, tasks) = (self.handle.clone(), self.fronts.clone());
-        let routes = admin::router(Admin { broker, tasks, exporter, is_hub: false });
+        let routes =
+            admin::router(Admin { broker, tasks, exporter, links: Arc::clone(&self.links), is_hub: false });
         let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
         admin_socket.serve(routes.merge(admin::backup::router(backups)), &self.fronts);
         Ok(())

@@ -19,9 +19,13 @@ use std::{
 use broker::{
     clock,
     enroll::Joined,
-    link::identity::{PeerCertificate, Role},
+    link::{
+        dial::Hub,
+        identity::{PeerCertificate, Role},
+    },
     private::{self, PrivateError},
 };
+use ops::config::units;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde::{Deserialize, Serialize};
@@ -50,6 +54,9 @@ struct Stored {
     bootstrap: String,
     /// Where links are dialled, `host:port`, hosts filled in.
     quic: Vec<String>,
+    /// Likewise, by WebSocket.
+    #[serde(default)]
+    websocket: Vec<String>,
     certificate: String,
     ca: String,
     key: String,
@@ -98,13 +105,16 @@ impl Identity {
         key: &KeyPair,
         server: &Server,
     ) -> Result<Self, IdentityError> {
-        let quic = joined.quic.iter().map(|address| fill_host(address, server)).collect();
+        let filled =
+            |addresses: &[String]| addresses.iter().map(|address| fill_host(address, server)).collect();
+        let (quic, websocket) = (filled(&joined.quic), filled(&joined.websocket));
         let identity = Self::check(Stored {
             name: joined.name,
             generation: joined.generation,
             tier: joined.tier,
             bootstrap: server.to_string(),
             quic,
+            websocket,
             certificate: joined.certificate,
             ca: joined.ca,
             key: key.serialize_pem(),
@@ -161,10 +171,13 @@ impl Identity {
         self.stored.generation
     }
 
-    /// Where links are dialled, as `host:port`.
+    /// Where links are dialled.
     #[must_use]
-    pub fn quic(&self) -> &[String] {
-        &self.stored.quic
+    pub fn hubs(&self) -> Vec<Hub> {
+        let quic = self.stored.quic.iter().map(|address| format!("quic://{address}"));
+        let websocket = self.stored.websocket.iter().map(|address| format!("wss://{address}"));
+        // An address that this version does not understand is one that it cannot dial.
+        Hub::merged(quic.chain(websocket).filter_map(|address| units::hub(&address).ok()))
     }
 
     /// Where it renews.

@@ -6,6 +6,7 @@
 mod a_backup_is_another_life;
 mod a_node_stays_in_its_subtree;
 mod a_relay_in_between;
+mod bulk_delays_no_alarm;
 mod first_five_minutes;
 mod histories_do_not_mix;
 mod hostile_bytes;
@@ -18,3 +19,4 @@ mod scripts_on_real_processes;
 mod state_reaches_its_nodes;
 mod the_harness_itself;
 mod two_machines;
+mod udp_is_blocked;

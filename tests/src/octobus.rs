@@ -100,8 +100,8 @@ impl Octobus {
 
     fn listeners(role: Role) -> &'static [&'static str] {
         match role {
-            Role::Dev => &["--mqtt", "--nats", "--quic", "--bootstrap", "--metrics"],
-            Role::Cloud => &["--nats", "--quic", "--bootstrap", "--metrics"],
+            Role::Dev => &["--mqtt", "--nats", "--quic", "--websocket", "--bootstrap", "--metrics"],
+            Role::Cloud => &["--nats", "--quic", "--websocket", "--bootstrap", "--metrics"],
             Role::Edge => &["--mqtt", "--nats", "--metrics"],
         }
     }
@@ -291,7 +291,7 @@ impl Pair {
         join(Place::Here, &running, &hub, NODE, &data);
         running.stop();
         let dialled = link(hub.address("--quic"));
-        let node = Octobus::new(Role::Edge, &data).args(&["--hub", &dialled.to_string()]);
+        let node = Octobus::new(Role::Edge, &data).args(&["--hub", &format!("quic://{dialled}")]);
         Self { hub, node }
     }
 }

@@ -62,19 +62,37 @@ pub trait Attempt: Sized + Send + 'static {
 }
 
 /// How much a listener takes at a time.
-#[derive(Debug, Clone, Copy)]
+///
+/// Clones share the places for connections, so that several ports have one bound.
+#[derive(Debug, Clone)]
 pub struct Admission {
-    /// Handshakes in flight; later peers wait in the listener's own bounded queue.
-    pub handshakes_max: usize,
-    /// Connections; later peers are refused.
-    pub connections_max: usize,
+    handshakes_max: usize,
+    connections: Arc<Semaphore>,
+}
+
+impl Admission {
+    /// At most this many handshakes in flight at a port: later peers wait in the listener's own bounded
+    /// queue. At most this many connections: later peers are refused.
+    #[must_use]
+    pub fn new(handshakes_max: usize, connections_max: usize) -> Self {
+        Self { handshakes_max, connections: Arc::new(Semaphore::new(connections_max)) }
+    }
+
+    /// With as many handshakes as by default.
+    #[must_use]
+    pub fn with_connections(connections_max: usize) -> Self {
+        Self::new(HANDSHAKES_MAX, connections_max)
+    }
 }
 
 impl Default for Admission {
     fn default() -> Self {
-        Self { handshakes_max: 256, connections_max: 65_536 }
+        Self::with_connections(65_536)
     }
 }
+
+/// Handshakes in flight at one port by default.
+const HANDSHAKES_MAX: usize = 256;
 
 /// What accepted links have in common.
 #[derive(Debug, Clone)]
@@ -104,7 +122,6 @@ impl Acceptor {
     {
         let stop = self.tasks.stopped();
         let handshakes = Arc::new(Semaphore::new(self.admission.handshakes_max));
-        let connections = Arc::new(Semaphore::new(self.admission.connections_max));
         loop {
             let slot = tokio::select! {
                 biased;
@@ -121,7 +138,7 @@ impl Acceptor {
             let attempt = if loaded { attempt.prove() } else { Some(attempt) };
             let Some(attempt) = attempt else { continue };
             let patience = if loaded { self.params.handshake / LOADED_SHARE } else { self.params.handshake };
-            let Ok(place) = Arc::clone(&connections).try_acquire_owned() else {
+            let Ok(place) = Arc::clone(&self.admission.connections).try_acquire_owned() else {
                 self.counters.handshakes_failed.fetch_add(1, Relaxed);
                 attempt.refuse();
                 continue;

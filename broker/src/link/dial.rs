@@ -10,35 +10,50 @@
 //! is welcomed last stays, the other is dropped (the hub fences the older session of one instance). The
 //! delay grows with every attempt and starts over only after Welcome: a handshake that dies at once is no
 //! proof of life.
+//!
+//! A hub is dialled by QUIC, and by WebSocket too if QUIC has not answered soon ([`connect`]). A link by
+//! WebSocket stays, and QUIC is probed beside it, ever more rarely; a probe that is welcomed replaces it. A
+//! QUIC link that dies young has proved that its handshake alone passes: then WebSocket goes first.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod connect;
+mod hub;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    net::lookup_host,
     sync::{Notify, mpsc, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Counters, Ended, Link, Links, Params, Progress,
-    quic::{QuicDialler, QuicTransport},
+    Counters, Ended, Link, LinkEnd, Links, Params, Progress, quic::QuicDialler, websocket::WebSocketDialler,
 };
-use crate::{clock, core::event::Peer, handle::Handle, tasks::Tasks};
+use crate::{clock, handle::Handle, tasks::Tasks};
+use connect::{Connected, Order, connect};
+pub use hub::{Hub, Way};
 
 /// What a dialler needs.
 #[derive(Debug, Clone)]
 pub struct Dialler {
-    /// `host:port` of the hubs, tried in turn.
-    pub hubs: Vec<String>,
-    /// Connects.
+    /// The hubs, tried in turn.
+    pub hubs: Vec<Hub>,
+    /// Connects by QUIC.
     pub quic: QuicDialler,
+    /// Connects by WebSocket.
+    pub websocket: WebSocketDialler,
+    /// By what the last link came: the next one tries it first.
+    pub prefer: Way,
     /// The node's broker.
     pub broker: Handle,
     /// Times and bounds of a link.
     pub params: Arc<Params>,
     /// Delays between attempts.
     pub backoff: Backoff,
+    /// Delays between probes of QUIC while a link is by WebSocket.
+    pub probes: Backoff,
     /// Counters of the process.
     pub counters: Arc<Counters>,
     /// The links of the process, and who takes their Streams.
@@ -80,8 +95,20 @@ impl Backoff {
         bound.mul_f64(random as f64 / u64::MAX as f64)
     }
 
+    /// Not sooner than half of the bound: for what nobody waits for.
+    fn next_late(&mut self) -> Duration {
+        let bound = self.base.saturating_mul(1 << self.attempts.min(16)).min(self.cap);
+        (bound + self.next()) / 2
+    }
+
     fn reset(&mut self) {
         self.attempts = 0;
+    }
+
+    /// Of probes: the first soon enough to be noticed, the later ones cost nearly nothing.
+    #[must_use]
+    pub fn of_probes() -> Self {
+        Self::new(Duration::from_secs(20), Duration::from_secs(600))
     }
 }
 
@@ -92,8 +119,12 @@ pub struct Status {
     pub state: State,
     /// Wall time of the last change of phase, microseconds.
     pub since_us: u64,
-    /// The hub's address that is dialled or linked.
+    /// The hub that is dialled or linked.
     pub hub: String,
+    /// By what the link is, or the last one was.
+    pub way: Way,
+    /// QUIC to this hub does not work, the link is by WebSocket.
+    pub fallback: bool,
     /// What ended the last attempt or link.
     pub last_error: Option<String>,
     /// The path is silent, another is being tried.
@@ -129,7 +160,7 @@ impl State {
 /// What became of an attempt.
 #[derive(Debug)]
 enum News {
-    Connected,
+    Connected(Way),
     Progress(Progress),
     Failed(String),
     Ended(Box<Ended>),
@@ -139,8 +170,13 @@ enum News {
 #[derive(Debug)]
 struct Attempt {
     number: u64,
-    hub: String,
-    welcomed: bool,
+    hub: Hub,
+    way: Way,
+    welcomed: Option<Instant>,
+    /// Only looks whether QUIC works again.
+    is_probe: bool,
+    /// Its path is silent.
+    suspect: bool,
     stop: CancellationToken,
 }
 
@@ -152,12 +188,18 @@ struct Dialling {
     /// One, or two while a suspect link is being replaced; the newer is last.
     attempts: Vec<Attempt>,
     next_at: Option<Instant>,
+    /// What is due at `next_at` is a probe.
+    next_is_probe: bool,
     started: u64,
+    /// The hub whose turn it is.
+    turn: usize,
     news: mpsc::Sender<(u64, News)>,
 }
 
 /// News that wait; attempts are at most two.
 const NEWS_WAITING: usize = 8;
+/// A QUIC link that lives this long has proved that more than handshakes pass.
+const PROVEN: Duration = Duration::from_secs(60);
 /// Longest wait that a hub may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 
@@ -169,6 +211,8 @@ impl Dialler {
             state: State::Dialing,
             since_us: clock::wall_us(),
             hub: String::new(),
+            way: Way::Quic,
+            fallback: false,
             last_error: None,
             suspect: false,
         })
@@ -183,7 +227,9 @@ impl Dialler {
             status,
             attempts: Vec::with_capacity(2),
             next_at: Some(Instant::now()),
+            next_is_probe: false,
             started: 0,
+            turn: 0,
             news: news_sender,
         };
         loop {
@@ -207,20 +253,31 @@ impl Dialler {
 }
 
 impl Dialling {
-    /// Starts an attempt, at the next hub in turn.
+    /// Starts what is due: an attempt at the next hub in turn, or a probe of the hub that is linked.
     fn dial(&mut self) {
         self.next_at = None;
-        let Some(at) = self.started.checked_rem(self.dialler.hubs.len() as u64) else { return };
-        let hub = self.dialler.hubs[usize::try_from(at).expect("less than the number of hubs")].clone();
+        let is_probe = std::mem::take(&mut self.next_is_probe);
+        let linked = self.attempts.first().map(|attempt| attempt.hub.clone());
+        let Some(hub) = linked.filter(|_| is_probe).or_else(|| self.next_hub()) else { return };
+        let order = if is_probe { Order::QuicOnly } else { Order::First(self.dialler.prefer) };
         self.started += 1;
         let attempt = Attempt {
             number: self.started,
             hub: hub.clone(),
-            welcomed: false,
+            way: Way::Quic,
+            welcomed: None,
+            is_probe,
+            suspect: false,
             stop: self.dialler.tasks.stopped().child_token(),
         };
-        let work =
-            attempt_link(self.dialler.clone(), hub, attempt.number, attempt.stop.clone(), self.news.clone());
+        let work = attempt_link(
+            self.dialler.clone(),
+            hub,
+            order,
+            attempt.number,
+            attempt.stop.clone(),
+            self.news.clone(),
+        );
         self.attempts.push(attempt);
         self.dialler.tasks.spawn("dial", work);
         if self.attempts.len() == 1 {
@@ -228,45 +285,72 @@ impl Dialling {
         }
     }
 
+    fn next_hub(&mut self) -> Option<Hub> {
+        let at = self.turn.checked_rem(self.dialler.hubs.len())?;
+        self.turn += 1;
+        Some(self.dialler.hubs[at].clone())
+    }
+
     fn on_news(&mut self, number: u64, news: News) {
         let Some(at) = self.attempts.iter().position(|attempt| attempt.number == number) else { return };
         match news {
-            News::Connected if self.attempts.len() == 1 => self.show(State::Handshaking, None),
-            News::Connected => {}
+            News::Connected(way) => {
+                self.attempts[at].way = way;
+                if self.attempts.len() == 1 {
+                    self.show(State::Handshaking, None);
+                }
+            }
             News::Progress(progress) => self.on_progress(at, progress),
             News::Failed(error) => {
-                let hub = self.attempts.remove(at).hub;
-                tracing::warn!(%hub, %error, "dial failed");
-                self.on_end(error, None);
+                let attempt = self.attempts.remove(at);
+                if attempt.is_probe {
+                    tracing::debug!(hub = %attempt.hub, %error, "QUIC does not work yet");
+                } else {
+                    tracing::warn!(hub = %attempt.hub, %error, "dial failed");
+                }
+                self.on_end(&attempt, error, None);
             }
             News::Ended(ended) => {
-                self.attempts.remove(at);
+                let attempt = self.attempts.remove(at);
                 let error = match &ended.refusal {
                     Some(refusal) => format!("refused by the hub: {}", refusal.message),
                     None => ended.end.to_string(),
                 };
+                let died = matches!(ended.end, LinkEnd::PeerSilent | LinkEnd::Lost(_));
+                let young = attempt.welcomed.is_none_or(|welcomed| welcomed.elapsed() < PROVEN);
+                match attempt.way {
+                    Way::Quic if died && young && attempt.hub.websocket.is_some() => {
+                        self.dialler.prefer = Way::WebSocket;
+                    }
+                    Way::Quic if !young => self.dialler.probes.reset(),
+                    Way::Quic | Way::WebSocket => {}
+                }
                 // A refusal that names no time: trying soon is of no use, trying never is worse.
                 let later = ended.refusal.as_ref().map(|_| self.dialler.backoff.cap / 2);
-                self.on_end(error, ended.retry_after.or(later));
+                self.on_end(&attempt, error, ended.retry_after.or(later));
             }
         }
     }
 
     fn on_progress(&mut self, at: usize, progress: Progress) {
-        if progress.welcomed && !self.attempts[at].welcomed {
-            self.attempts[at].welcomed = true;
+        if progress.welcomed && self.attempts[at].welcomed.is_none() {
+            self.attempts[at].welcomed = Some(Instant::now());
             self.dialler.backoff.reset();
             // The newest is the one that lives.
             for older in self.attempts.drain(..at) {
                 older.stop.cancel();
             }
             self.next_at = None;
+            self.dialler.prefer = self.attempts[0].way;
             self.show(State::Live, None);
+            self.plan_probe();
         }
+        let at = at.min(self.attempts.len() - 1);
+        self.attempts[at].suspect = progress.suspect;
         let alone = self.attempts.len() == 1;
-        if progress.suspect && alone && self.next_at.is_none() {
+        if progress.suspect && alone && (self.next_at.is_none() || self.next_is_probe) {
             tracing::warn!(hub = %self.attempts[0].hub, "no answer on this path, dialling another");
-            self.next_at = Some(Instant::now());
+            (self.next_at, self.next_is_probe) = (Some(Instant::now()), false);
         }
         if alone {
             self.status.send_if_modified(|status| {
@@ -275,8 +359,16 @@ impl Dialling {
         }
     }
 
-    fn on_end(&mut self, error: String, retry_after: Option<Duration>) {
-        if self.attempts.iter().any(|attempt| attempt.welcomed) {
+    fn on_end(&mut self, attempt: &Attempt, error: String, retry_after: Option<Duration>) {
+        if attempt.is_probe && attempt.welcomed.is_none() && !self.attempts.is_empty() {
+            // While it ran, nothing else was dialled.
+            if self.attempts[0].suspect {
+                self.next_at = Some(Instant::now());
+            }
+            self.plan_probe();
+            return;
+        }
+        if self.attempts.iter().any(|attempt| attempt.welcomed.is_some()) {
             // The replacement failed, the suspect link still stands; try again later.
             self.next_at = Some(Instant::now() + self.dialler.backoff.next());
             return;
@@ -287,19 +379,32 @@ impl Dialling {
         }
         // A hub's wish is a floor, jittered upward: it gives the same to many.
         let delay = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX) + self.dialler.backoff.next();
-        self.next_at = Some(Instant::now() + delay);
+        (self.next_at, self.next_is_probe) = (Some(Instant::now() + delay), false);
         self.show(State::Backoff, Some(error));
     }
 
+    /// A link by WebSocket looks from time to time whether QUIC works again.
+    fn plan_probe(&mut self) {
+        let is_fallback = |attempt: &Attempt| attempt.welcomed.is_some() && attempt.is_fallback();
+        if self.next_at.is_none() && self.attempts.iter().any(is_fallback) {
+            (self.next_at, self.next_is_probe) =
+                (Some(Instant::now() + self.dialler.probes.next_late()), true);
+        }
+    }
+
     fn show(&self, state: State, error: Option<String>) {
-        let hub = self.attempts.last().map(|attempt| attempt.hub.clone());
+        let newest = self.attempts.last();
         self.status.send_modify(|status| {
             if status.state != state {
                 status.since_us = clock::wall_us();
             }
             status.state = state;
             status.suspect = false;
-            status.hub = hub.unwrap_or_else(|| std::mem::take(&mut status.hub));
+            if let Some(attempt) = newest {
+                status.hub = attempt.hub.to_string();
+                status.way = attempt.way;
+            }
+            status.fallback = state == State::Live && newest.is_some_and(Attempt::is_fallback);
             if error.is_some() {
                 status.last_error = error;
             }
@@ -307,10 +412,17 @@ impl Dialling {
     }
 }
 
+impl Attempt {
+    fn is_fallback(&self) -> bool {
+        self.way == Way::WebSocket && self.hub.quic.is_some()
+    }
+}
+
 /// Connects to a hub and runs the link; says how it goes.
 async fn attempt_link(
     dialler: Dialler,
-    hub: String,
+    hub: Hub,
+    order: Order,
     number: u64,
     stop: CancellationToken,
     news: mpsc::Sender<(u64, News)>,
@@ -318,10 +430,10 @@ async fn attempt_link(
     let connected = tokio::select! {
         biased;
         () = stop.cancelled() => Err("stopped".to_owned()),
-        connected = Box::pin(connect(&dialler.quic, &hub, dialler.params.handshake)) => connected,
+        connected = Box::pin(connect(&dialler, &hub, order)) => connected,
     };
     // The dialler outlives its attempts; if it is gone, nobody asks.
-    let (transport, peer) = match connected {
+    let (connected, peer) = match connected {
         Ok(connected) => connected,
         Err(error) => {
             dialler.counters.handshakes_failed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -329,7 +441,7 @@ async fn attempt_link(
             return;
         }
     };
-    drop(news.send((number, News::Connected)).await);
+    drop(news.send((number, News::Connected(connected.way()))).await);
     let progress = watch::Sender::new(Progress::default());
     let mut watching = progress.subscribe();
     let link = Link {
@@ -349,122 +461,12 @@ async fn attempt_link(
             drop(news.send((number, News::Progress(progress))).await);
         }
     };
-    let (ended, ()) = tokio::join!(Box::pin(super::run(transport, link)), telling);
-    drop(news.send((number, News::Ended(Box::new(ended)))).await);
-}
-
-/// Tries the addresses of a hub one after the other, all within `patience`.
-async fn connect(quic: &QuicDialler, hub: &str, patience: Duration) -> Result<(QuicTransport, Peer), String> {
-    let resolved = timeout(patience, lookup_host(hub)).await;
-    let addresses: Vec<SocketAddr> = match resolved {
-        Ok(Ok(addresses)) => addresses.take(ADDRESSES_MAX).collect(),
-        Ok(Err(error)) => return Err(format!("cannot resolve {hub}: {error}")),
-        Err(_elapsed) => return Err(format!("cannot resolve {hub}: no answer")),
+    let running = async {
+        match connected {
+            Connected::Quic(transport) => Box::pin(super::run(transport, link)).await,
+            Connected::WebSocket(transport) => Box::pin(super::run(transport, link)).await,
+        }
     };
-    let each = patience / u32::try_from(addresses.len().max(1)).expect("few");
-    let mut last = format!("{hub} has no address");
-    for address in addresses {
-        last = match timeout(each, quic.dial(address)).await {
-            Ok(Ok((transport, certificate))) => return Ok((transport, certificate.identity.peer())),
-            Ok(Err(error)) => format!("{address}: {error}"),
-            Err(_elapsed) => format!("{address}: no answer (is UDP blocked?)"),
-        };
-    }
-    Err(last)
-}
-
-/// Addresses of one name that are tried.
-const ADDRESSES_MAX: usize = 4;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn dialling() -> (Dialling, mpsc::Receiver<(u64, News)>) {
-        let (handle, _inputs, _outboxes) = Handle::new();
-        let (news, receiver) = mpsc::channel(NEWS_WAITING);
-        let dialler = Dialler {
-            // Nobody answers there.
-            hubs: vec!["192.0.2.1:10001".into(), "192.0.2.2:10001".into()],
-            quic: crate::link::tests::quic::some_dialler(),
-            broker: handle,
-            params: Arc::default(),
-            backoff: Backoff::default(),
-            counters: Arc::default(),
-            links: Arc::default(),
-            tasks: Tasks::new(),
-            network_changed: Arc::default(),
-        };
-        let (status, _watching) = Dialler::status();
-        let dialling = Dialling { dialler, status, attempts: Vec::new(), next_at: None, started: 0, news };
-        (dialling, receiver)
-    }
-
-    const WELCOMED: News = News::Progress(Progress { welcomed: true, suspect: false });
-    const SUSPECT: News = News::Progress(Progress { welcomed: true, suspect: true });
-
-    /// A link that was live and is suspect, and the attempt that shall replace it.
-    fn suspect() -> (Dialling, mpsc::Receiver<(u64, News)>) {
-        let (mut dialling, receiver) = dialling();
-        dialling.dial();
-        dialling.on_news(1, News::Connected);
-        dialling.on_news(1, WELCOMED);
-        assert_eq!(dialling.status.borrow().state, State::Live);
-        assert_eq!(dialling.next_at, None);
-        dialling.on_news(1, SUSPECT);
-        assert!(dialling.status.borrow().suspect);
-        assert!(dialling.next_at.is_some_and(|at| at <= Instant::now()), "at once");
-        dialling.dial();
-        (dialling, receiver)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_suspect_link_stays_until_its_replacement_is_welcomed() {
-        let (mut dialling, _news) = suspect();
-        let old = dialling.attempts[0].stop.clone();
-        dialling.on_news(2, News::Connected);
-        assert!(!old.is_cancelled());
-        assert_eq!(dialling.status.borrow().state, State::Live);
-        dialling.on_news(2, WELCOMED);
-        assert!(old.is_cancelled());
-        assert_eq!(dialling.attempts.len(), 1);
-        let status = dialling.status.borrow().clone();
-        assert_eq!((status.state, &*status.hub, status.suspect), (State::Live, "192.0.2.2:10001", false));
-        assert_eq!(dialling.next_at, None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_suspect_link_outlives_a_replacement_that_fails() {
-        let (mut dialling, _news) = suspect();
-        dialling.on_news(2, News::Failed("no answer".into()));
-        assert!(!dialling.attempts[0].stop.is_cancelled());
-        assert_eq!(dialling.status.borrow().state, State::Live);
-        assert!(dialling.next_at.is_some(), "tried again");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_handshake_that_dies_at_once_does_not_reset_the_back_off() {
-        let (mut dialling, _news) = dialling();
-        for number in 1..=5 {
-            dialling.dial();
-            dialling.on_news(number, News::Connected);
-            dialling.on_news(number, News::Failed("closed".into()));
-            assert_eq!(dialling.status.borrow().state, State::Backoff);
-        }
-        assert_eq!(dialling.dialler.backoff.attempts, 5);
-        dialling.dial();
-        dialling.on_news(6, WELCOMED);
-        assert_eq!(dialling.dialler.backoff.attempts, 0);
-    }
-
-    #[test]
-    fn delays_are_spread_below_a_bound_that_doubles_to_its_cap() {
-        let mut backoff = Backoff::default();
-        let bounds_ms = [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000];
-        for bound_ms in bounds_ms {
-            assert!(backoff.next() <= Duration::from_millis(bound_ms));
-        }
-        let late: Vec<_> = (0..100).map(|_| backoff.next()).collect();
-        assert!(late.iter().max() > late.iter().min().map(|least| *least + Duration::from_secs(10)).as_ref());
-    }
+    let (ended, ()) = tokio::join!(running, telling);
+    drop(news.send((number, News::Ended(Box::new(ended)))).await);
 }

@@ -55,8 +55,9 @@ async fn a_node_joins_once_and_knows_its_tier() {
     let identity = hub.join(node.path(), &token).await.unwrap();
     assert_eq!((&*identity.name(), identity.generation()), ("edge-1", 1));
     assert_eq!(identity.tier(), hub.hub.tier());
-    let quic = hub.hub.endpoints().quic.unwrap();
-    assert_eq!(identity.quic(), [quic.to_string()]);
+    let (quic, websocket) = (hub.hub.endpoints().quic.unwrap(), hub.hub.endpoints().websocket.unwrap());
+    let dialled = identity.hubs().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(dialled, [format!("quic://{quic}, wss://{websocket}")]);
     let again = hub.join(node.path(), &token).await;
     assert!(matches!(again, Err(JoinError::AlreadyJoined { .. })), "{again:?}");
     assert!(!node.path().join("identity/joining.key").exists());

@@ -18,6 +18,7 @@
 //! | `POST /v1/state/barrier`, `POST /v1/state/accept-removal?node=` | what an operator says of `fleet` |
 //! | `GET /v1/stats` | the page of metrics |
 //! | `POST /v1/backup?to=` | NDJSON of one [`Manifest`](broker::store::backup::Manifest), or a problem |
+//! | `GET /v1/ping?node=&count=&bytes=` | a [`PingRow`](crate::api::PingRow): an echo over a link |
 //! | `POST /v1/publish?topic=&node=&qos=&retain=` | done, once durable for QoS 1; the body is the payload |
 //! | `GET /v1/subscribe?filter=&node=` | NDJSON of [`MessageRow`](crate::api::MessageRow), without end |
 //!
@@ -27,6 +28,7 @@ pub mod backup;
 mod client_session;
 mod logs;
 mod messages;
+mod ping;
 mod state;
 mod stream;
 
@@ -43,7 +45,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use broker::{Handle, Tasks, event, event::Command, limits};
+use broker::{Handle, Tasks, event, event::Command, limits, link::Links};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::{
@@ -175,6 +177,8 @@ pub struct Admin {
     pub tasks: Tasks,
     /// What `GET /v1/stats` shows.
     pub exporter: Exporter,
+    /// What `GET /v1/ping` goes over.
+    pub links: Arc<Links>,
     /// A hub: subscriptions that name no node see every node's topics; on a node, its own.
     pub is_hub: bool,
 }
@@ -194,6 +198,7 @@ pub fn router(admin: Admin) -> Router {
         .route("/v1/state/barrier", post(state::barrier))
         .route("/v1/state/accept-removal", post(state::accept_removal))
         .route("/v1/stats", get(stats))
+        .route("/v1/ping", get(ping::ping))
         .route("/v1/publish", post(messages::publish))
         .route("/v1/subscribe", get(messages::subscribe))
         .with_state(admin)

@@ -407,6 +407,20 @@ pub struct MessageRow {
     pub retained: bool,
 }
 
+/// An echo over a link, as `GET /v1/ping` measures it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PingRow {
+    /// Who answered.
+    pub peer: String,
+    /// Each round trip of a small message, microseconds.
+    pub round_trips_us: Vec<u64>,
+    /// Bytes that were sent at once, and came back.
+    pub bytes: u64,
+    /// How long that took, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo_us: Option<u64>,
+}
+
 /// What went wrong, in the body of every answer that is not 2xx.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {

@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use broker::limits;
+use broker::{
+    limits,
+    link::{dial::Hub, websocket::Proxy},
+};
 use codec::Filter;
 
 use self::layers::{Key, Layers};
@@ -29,8 +32,8 @@ pub use self::{
     units::HostPort,
 };
 
-/// Port of nodes' WebSocket links.
-pub const WEBSOCKET_PORT: u16 = 10000;
+/// TCP port of nodes' WebSocket links.
+pub const WEBSOCKET_PORT: u16 = broker::link::websocket::PORT;
 /// UDP port of nodes' QUIC links.
 pub const QUIC_PORT: u16 = 10001;
 /// Port of HTTPS enrolment.
@@ -82,10 +85,12 @@ pub struct Config {
     pub node: Option<Arc<str>>,
     /// Name of the tier. `None` on a hub: minted at the first start. `None` on a node: as pinned at join.
     pub tier: Option<String>,
-    /// Hubs to dial by QUIC, in order. Empty on a node: those that `join` stored.
-    pub hubs: Vec<HostPort>,
+    /// Hubs to dial, in order. Empty on a node: those that `join` stored.
+    pub hubs: Vec<Hub>,
     /// Of a node: the relay that may answer at one of `hubs`, instead of a hub.
     pub relay: Option<Arc<str>>,
+    /// Proxy for links by WebSocket.
+    pub proxy: Option<Proxy>,
     /// Listening addresses.
     pub listen: Listen,
     /// Who may use the fronts.
@@ -117,7 +122,7 @@ pub struct Listen {
     pub node_nats: Option<SocketAddr>,
     /// Links of nodes by QUIC (dev, cloud). On a node (edge) it makes the node a relay.
     pub quic: Option<SocketAddr>,
-    /// Links of nodes by WebSocket (dev, cloud). Always `None` in this version.
+    /// Links of nodes by WebSocket, where UDP is blocked (dev, cloud).
     pub websocket: Option<SocketAddr>,
     /// Enrolment by HTTPS (dev, cloud).
     pub bootstrap: Option<SocketAddr>,
@@ -218,6 +223,7 @@ const NODE: Key = Key { path: "node", env: "OCTOBUS_NODE", flag: "--node" };
 const TIER: Key = Key { path: "tier", env: "OCTOBUS_TIER", flag: "" };
 const RELAY: Key = Key { path: "relay", env: "OCTOBUS_RELAY", flag: "--relay" };
 const HUB: Key = Key { path: "hub", env: "OCTOBUS_HUB", flag: "--hub" };
+const PROXY: Key = Key { path: "proxy", env: "OCTOBUS_PROXY", flag: "" };
 const MQTT: Key = Key { path: "listen.mqtt", env: "OCTOBUS_MQTT", flag: "--mqtt" };
 const NATS: Key = Key { path: "listen.nats", env: "OCTOBUS_NATS", flag: "--nats" };
 const NODE_NATS: Key = Key { path: "listen.node_nats", env: "OCTOBUS_NODE_NATS", flag: "--node-nats" };
@@ -276,8 +282,9 @@ impl Config {
             ready_file: layers.take(READY_FILE, path),
             node: layers.take(NODE, node_name).or_else(|| (role == Role::Dev).then(|| Arc::from("edge-1"))),
             tier: layers.take(TIER, |text| name(text).map(str::to_owned)),
-            hubs: layers.take_list(HUB, |text| HostPort::parse(text, QUIC_PORT)).unwrap_or_default(),
+            hubs: Hub::merged(layers.take_list(HUB, units::hub).unwrap_or_default()),
             relay: layers.take(RELAY, node_name),
+            proxy: layers.take(PROXY, units::proxy),
             listen: read_listen(role, &data, &mut layers),
             auth: read_auth(role, &mut layers),
             streams: streams::read(&mut layers),
@@ -314,9 +321,9 @@ impl Config {
         }
     }
 
-    /// The node's half of a dev configuration: data in `DATA/node`, linked to the hub at `quic`.
+    /// The node's half of a dev configuration: data in `DATA/node`, linked to this hub.
     #[must_use]
-    pub fn dev_node(&self, quic: SocketAddr) -> Self {
+    pub fn dev_node(&self, hub: Hub) -> Self {
         let data = self.data.join("node");
         let listen = Listen {
             mqtt: self.listen.mqtt,
@@ -328,8 +335,15 @@ impl Config {
             metrics: None,
             admin: data.join("admin.sock"),
         };
-        let hubs = vec![HostPort { host: quic.ip().to_string(), port: quic.port() }];
-        Self { role: Role::Edge, hubs, data, listen, ready_file: None, ..self.clone() }
+        Self {
+            role: Role::Edge,
+            hubs: vec![hub],
+            proxy: None,
+            data,
+            listen,
+            ready_file: None,
+            ..self.clone()
+        }
     }
 
     /// The effective configuration as TOML, for the log at start. It holds no secrets: those stand in
@@ -399,17 +413,8 @@ fn read_listen(role: Role, data: &Path, layers: &mut Layers) -> Listen {
         quic: address(QUIC, true, open, hub.then_some(QUIC_PORT)),
         bootstrap: address(BOOTSTRAP, hub, open, Some(BOOTSTRAP_PORT)),
         metrics: address(METRICS, true, LOOPBACK, Some(metrics)),
-        websocket: layers.take(WEBSOCKET, websocket).flatten(),
+        websocket: address(WEBSOCKET, hub, open, Some(WEBSOCKET_PORT)),
         admin: layers.take(ADMIN, path).unwrap_or(admin),
-    }
-}
-
-fn websocket(text: &str) -> Result<Option<SocketAddr>, String> {
-    match units::listen(text)? {
-        None => Ok(None),
-        Some(_) => {
-            Err("links over WebSocket are not in this version; write \"off\" (QUIC serves)".to_owned())
-        }
     }
 }
 

@@ -8,6 +8,7 @@ mod network;
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
+use broker::link::dial::Hub;
 use serde::Serialize;
 
 use crate::config::{Config, HostPort};
@@ -87,7 +88,7 @@ pub struct Subject {
     /// UDP addresses likewise.
     pub udp: Vec<(&'static str, SocketAddr)>,
     /// Hubs to dial.
-    pub hubs: Vec<HostPort>,
+    pub hubs: Vec<Hub>,
     /// Where to enrol and renew, if known.
     pub bootstrap: Option<HostPort>,
 }
@@ -101,6 +102,7 @@ impl Subject {
             ("--mqtt", listen.mqtt),
             ("--nats", listen.nats),
             ("--node-nats", listen.node_nats),
+            ("--websocket", listen.websocket),
             ("--bootstrap", listen.bootstrap),
             ("--metrics", listen.metrics),
         ];

@@ -23,6 +23,9 @@ pub struct Endpoints {
     /// Links by QUIC (UDP).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quic: Option<SocketAddr>,
+    /// Links by WebSocket (TCP).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub websocket: Option<SocketAddr>,
     /// Enrolment by HTTPS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<SocketAddr>,

@@ -276,12 +276,15 @@ fn hub(credentials: Credentials, refusal: Option<proto::Refusal>) -> Hub {
 }
 
 /// A node: a dial loop with a broker that says hello, and its status.
-fn node(quic: QuicDialler, hubs: Vec<String>) -> (Tasks, watch::Receiver<dial::Status>) {
+fn node(quic: QuicDialler, hubs: Vec<dial::Hub>) -> (Tasks, watch::Receiver<dial::Status>) {
     let tasks = Tasks::new();
     let mut broker = Broker::new();
     let dialler = Dialler {
         hubs,
         quic,
+        websocket: websocket::some_dialler(),
+        prefer: dial::Way::Quic,
+        probes: Backoff::of_probes(),
         broker: broker.handle.clone(),
         params: Arc::default(),
         backoff: Backoff::new(Duration::from_millis(20), Duration::from_millis(50)),
@@ -308,7 +311,11 @@ fn node(quic: QuicDialler, hubs: Vec<String>) -> (Tasks, watch::Receiver<dial::S
     (tasks, watching)
 }
 
-async fn until(
+fn at(address: SocketAddr) -> dial::Hub {
+    dial::Hub { host: address.ip().to_string(), quic: Some(address.port()), websocket: None }
+}
+
+pub(super) async fn until(
     status: &mut watch::Receiver<dial::Status>,
     wanted: impl Fn(&dial::Status) -> bool,
 ) -> dial::Status {
@@ -320,13 +327,14 @@ async fn until(
 async fn a_node_is_live_after_welcome_and_links_again_when_its_hub_is_gone() {
     let ca = Ca::new();
     let (first, second) = (hub(ca.issue(HUB), None), hub(ca.issue("octobus://tier-1/hub/r1"), None));
-    let hubs = vec![first.address.to_string(), second.address.to_string()];
+    let hubs = vec![at(first.address), at(second.address)];
     let (tasks, mut status) = node(dialler(ca.issue(NODE)), hubs.clone());
     let live = until(&mut status, |status| status.state == State::Live).await;
-    assert_eq!(live.hub, hubs[0]);
+    assert_eq!(live.hub, hubs[0].to_string());
 
     assert_eq!(first.tasks.drain(PATIENCE).await, crate::tasks::Drained::Clean);
-    let live = until(&mut status, |status| status.state == State::Live && status.hub == hubs[1]).await;
+    let live =
+        until(&mut status, |status| status.state == State::Live && status.hub == hubs[1].to_string()).await;
     assert!(live.last_error.unwrap().contains("shutdown"));
     assert_eq!(second.asked.load(Relaxed), 1);
 
@@ -339,7 +347,7 @@ async fn the_authorizer_is_asked_at_every_session_start_and_its_refusal_reaches_
     let ca = Ca::new();
     let refusal = proto::Refusal { reason: 7, message: "generation 4 is current".into(), retry_after_ms: 1 };
     let refusing = hub(ca.issue(HUB), Some(refusal));
-    let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![refusing.address.to_string()]);
+    let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![at(refusing.address)]);
     // Handshakes after the first may resume: the authorizer is asked all the same.
     let seen = until(&mut status, |_| refusing.asked.load(Relaxed) >= 3).await;
     assert!(seen.last_error.unwrap().contains("generation 4 is current"));
@@ -351,7 +359,7 @@ async fn the_authorizer_is_asked_at_every_session_start_and_its_refusal_reaches_
 #[tokio::test]
 async fn a_node_without_a_reachable_hub_backs_off_and_says_why() {
     let ca = Ca::new();
-    let hubs = vec!["no-such-host.invalid:10001".to_owned()];
+    let hubs = vec![dial::Hub { host: "no-such-host.invalid".into(), quic: Some(1), websocket: None }];
     let (tasks, mut status) = node(dialler(ca.issue(NODE)), hubs);
     let status = until(&mut status, |status| status.state == State::Backoff).await;
     assert!(status.last_error.unwrap().contains("cannot resolve"));
@@ -367,7 +375,7 @@ async fn random_datagrams_disturb_nobody() {
         let noise = record(Class::Bulk, seed, 1200).body;
         socket.send_to(&noise, hub.address).await.unwrap();
     }
-    let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![hub.address.to_string()]);
+    let (tasks, mut status) = node(dialler(ca.issue(NODE)), vec![at(hub.address)]);
     until(&mut status, |status| status.state == State::Live).await;
     tasks.drain(PATIENCE).await;
     hub.tasks.drain(PATIENCE).await;

@@ -15,13 +15,15 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    quic::{Ca, HUB, NODE, PATIENCE, TrustAll},
+    quic::{Ca, HUB, NODE, PATIENCE, TrustAll, until},
     *,
 };
 use crate::{
     link::{
         accept::{Acceptor, Admission, Attempt as _, Listener as _},
+        dial::{self, Backoff, Dialler, State, Way},
         identity::PeerCertificate,
+        quic::{QuicDialler, QuicListener, Shape},
         stream::{OpenError, StreamCode},
         tls::{self, Credentials, TierSecret},
         websocket::{
@@ -42,14 +44,19 @@ fn dialler(credentials: Credentials, tasks: &Tasks) -> WebSocketDialler {
     WebSocketDialler::new(&tls::dialler(credentials, "tier-1").unwrap(), None, tasks.clone())
 }
 
+/// A dialler of node edge-1 under a CA of its own.
+pub(in crate::link) fn some_dialler() -> WebSocketDialler {
+    dialler(Ca::new().issue(NODE), &Tasks::new())
+}
+
 type Accepted = Result<(WebSocketTransport, PeerCertificate), WebSocketError>;
 
 /// Both ends' views of one handshake.
 async fn handshake(hub: Credentials, node: Credentials, tasks: &Tasks) -> (Accepted, Accepted) {
     let (listener, address) = listen(hub, tasks);
-    let accepting = async { listener.accept().await.unwrap().handshake().await };
+    let accepting = Box::pin(async { listener.accept().await.unwrap().handshake().await });
     let node = dialler(node, tasks);
-    let dialling = node.dial("127.0.0.1", address.port(), PATIENCE);
+    let dialling = Box::pin(node.dial("127.0.0.1", address.port(), PATIENCE));
     timeout(PATIENCE, async { tokio::join!(dialling, accepting) }).await.unwrap()
 }
 
@@ -429,4 +436,98 @@ async fn a_link_goes_through_an_http_proxy_and_a_refusal_is_told() {
     let (dialled, accepted) = tokio::join!(node.dial("127.0.0.1", address.port(), PATIENCE), accepting);
     dialled.unwrap();
     accepted.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_whose_udp_is_swallowed_links_by_websocket_and_moves_back_when_it_comes_through() {
+    let (ca, tasks) = (Ca::new(), Tasks::new());
+    let hub = welcoming_hub(&ca);
+    // Nobody reads: as a firewall that drops.
+    let swallowing = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let udp = swallowing.local_addr().unwrap();
+    let mut broker = Broker::new();
+    let tls = Arc::new(tls::dialler(ca.issue(NODE), "tier-1").unwrap());
+    let dialler = Dialler {
+        hubs: vec![dial::Hub {
+            host: "127.0.0.1".into(),
+            quic: Some(udp.port()),
+            websocket: Some(hub.address.port()),
+        }],
+        websocket: WebSocketDialler::new(&tls, None, tasks.clone()),
+        quic: QuicDialler::new(tls, Shape::NODE).unwrap(),
+        prefer: Way::Quic,
+        broker: broker.handle.clone(),
+        params: Arc::default(),
+        backoff: Backoff::new(Duration::from_millis(20), Duration::from_millis(50)),
+        probes: Backoff::new(Duration::from_millis(50), Duration::from_millis(100)),
+        counters: Arc::default(),
+        links: Arc::default(),
+        tasks: tasks.clone(),
+        network_changed: Arc::new(tokio::sync::Notify::new()),
+    };
+    let (status, mut watching) = Dialler::status();
+    tasks.spawn("dial", dialler.run(status));
+    let stopped = tasks.stopped();
+    tasks.spawn("node's broker", async move {
+        loop {
+            tokio::select! {
+                biased;
+                event = broker.event() => if let Event::LinkOpened(open) = event {
+                    broker.session = open.session;
+                    broker.send(Class::Control, vec![hello()]);
+                },
+                () = stopped.cancelled() => return,
+            }
+        }
+    });
+    let live = until(&mut watching, |status| status.state == State::Live).await;
+    assert_eq!((live.way, live.fallback), (Way::WebSocket, true));
+    drop(swallowing);
+    let secret = TierSecret::new(&[5; 32]);
+    let tls = tls::acceptor(ca.issue(HUB), &secret).unwrap();
+    let listener = QuicListener::bind(udp, Arc::new(tls), &secret, Shape::HUB).unwrap();
+    hub.tasks.spawn("accept QUIC", hub.acceptor.clone().run(listener, |_certificate| async { Ok(()) }));
+    // A probe under way still waits for its own end: handshakes have 10 s.
+    let back =
+        timeout(3 * PATIENCE, watching.wait_for(|status| status.state == State::Live && !status.fallback));
+    assert_eq!(back.await.unwrap().unwrap().way, Way::Quic);
+    tasks.drain(PATIENCE).await;
+    hub.tasks.drain(PATIENCE).await;
+}
+
+/// A hub that welcomes whoever comes.
+struct Welcoming {
+    address: SocketAddr,
+    acceptor: Acceptor,
+    tasks: Tasks,
+}
+
+fn welcoming_hub(ca: &Ca) -> Welcoming {
+    let tasks = Tasks::new();
+    let (listener, address) = listen(ca.issue(HUB), &tasks);
+    let mut broker = Broker::new();
+    let acceptor = Acceptor {
+        broker: broker.handle.clone(),
+        params: Arc::default(),
+        admission: Admission::default(),
+        counters: Arc::default(),
+        links: Arc::default(),
+        tasks: tasks.clone(),
+    };
+    tasks.spawn("accept", acceptor.clone().run(listener, |_certificate| async { Ok(()) }));
+    let stopped = tasks.stopped();
+    tasks.spawn("hub's broker", async move {
+        let welcome = proto::Welcome { protocol: 1, ..Default::default() };
+        loop {
+            tokio::select! {
+                biased;
+                event = broker.event() => if let Event::LinkOpened(open) = event {
+                    broker.session = open.session;
+                    broker.send(Class::Control, vec![control_record(Message::Welcome(welcome.clone()))]);
+                },
+                () = stopped.cancelled() => return,
+            }
+        }
+    });
+    Welcoming { address, acceptor, tasks }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use broker::core::Full;
+use broker::{core::Full, link::dial::Hub};
 use toml::{Table, Value};
 
 use super::{Config, Exchange, LogFormat, units};
@@ -22,9 +22,12 @@ pub(super) fn effective(config: &Config) -> String {
     if let Some(tier) = &config.tier {
         put("tier", text(tier));
     }
-    put("hub", list(&config.hubs));
+    put("hub", list(config.hubs.iter().flat_map(Hub::addresses)));
     if let Some(relay) = &config.relay {
         put("relay", text(relay));
+    }
+    if let Some(proxy) = &config.proxy {
+        put("proxy", text(format_args!("http://{proxy}")));
     }
     put("listen", Value::Table(listen(config)));
     put("auth", Value::Table(auth(config)));

@@ -84,21 +84,21 @@ fn anonymous_is_refused_where_a_front_listens_beyond_loopback() {
 fn a_hub_and_a_node_on_one_machine_do_not_collide_by_default() {
     let used = |role| {
         let listen = resolve(role, "", &[], &[]).unwrap().listen;
-        [listen.mqtt, listen.nats, listen.quic, listen.bootstrap, listen.metrics]
+        [listen.mqtt, listen.nats, listen.websocket, listen.quic, listen.bootstrap, listen.metrics]
             .into_iter()
             .flatten()
             .map(|addr| addr.port())
             .collect::<Vec<_>>()
     };
     let (hub, node) = (used(Role::Cloud), used(Role::Edge));
-    assert_eq!(hub, [4222, 10001, 10002, 10003]);
+    assert_eq!(hub, [4222, 10000, 10001, 10002, 10003]);
     assert_eq!(node, [1883, 4223, 10004]);
 }
 
 #[test]
 fn dev_listens_on_loopback_only() {
     let listen = resolve(Role::Dev, "", &[], &[]).unwrap().listen;
-    let all = [listen.mqtt, listen.nats, listen.quic, listen.bootstrap, listen.metrics];
+    let all = [listen.mqtt, listen.nats, listen.websocket, listen.quic, listen.bootstrap, listen.metrics];
     assert!(all.into_iter().all(|addr| addr.unwrap().ip().is_loopback()));
     assert_eq!(listen.node_nats, None);
 }
@@ -108,20 +108,25 @@ fn dev_splits_into_a_hub_and_a_node_that_share_nothing() {
     let config = resolve(Role::Dev, "", &[("XDG_STATE_HOME", "/state")], &[]).unwrap();
     assert_eq!(config.data, Path::new("/state/octobus/dev"));
     let hub = config.dev_hub();
-    let node = config.dev_node("127.0.0.1:777".parse().unwrap());
+    let linked = units::hub("quic://127.0.0.1:777").unwrap();
+    let node = config.dev_node(linked.clone());
     assert_eq!(hub.data, Path::new("/state/octobus/dev/hub"));
     assert_eq!(hub.listen.admin, Path::new("/state/octobus/dev/hub/admin.sock"));
     assert_eq!(node.listen.admin, Path::new("/state/octobus/dev/node/admin.sock"));
     assert_eq!((hub.listen.mqtt, node.listen.quic), (None, None));
-    assert_eq!(node.hubs, [HostPort { host: "127.0.0.1".to_owned(), port: 777 }]);
+    assert_eq!(node.hubs, [linked]);
     assert_eq!((hub.role, node.role), (Role::Cloud, Role::Edge));
 }
 
 #[test]
-fn websocket_is_refused_with_a_reason_until_it_exists() {
-    let error = resolve(Role::Cloud, "", &[], &[("--websocket", "0.0.0.0:10000")]).unwrap_err();
-    assert!(error.to_string().contains("not in this version"));
-    assert!(resolve(Role::Cloud, "", &[], &[("--websocket", "off")]).is_ok());
+fn the_ways_to_one_hub_are_one_hub_and_a_proxy_has_no_password() {
+    let file = "hub = ['quic://h:1', 'wss://h:443']\nproxy = 'http://proxy:8080'";
+    let config = resolve(Role::Edge, file, &[], &[]).unwrap();
+    assert_eq!(config.hubs, [Hub { host: "h".into(), quic: Some(1), websocket: Some(443) }]);
+    assert_eq!(config.proxy, Some(Proxy { host: "proxy".into(), port: 8080 }));
+    let effective = config.effective();
+    assert_eq!(resolve(Role::Edge, &effective, &[], &[]).unwrap(), config, "{effective}");
+    assert_eq!(places(resolve(Role::Edge, "", &[("OCTOBUS_PROXY", "http://me:x@proxy:1")], &[])).len(), 1);
 }
 
 #[test]
@@ -167,7 +172,7 @@ fn one_file_serves_every_role() {
     let file =
         "hub = ['hub.example']\nnode = 'edge-7'\n[listen]\nbootstrap = '0.0.0.0:1'\nmqtt = '127.0.0.1:1'";
     let edge = resolve(Role::Edge, file, &[], &[]).unwrap();
-    assert_eq!(edge.hubs, [HostPort { host: "hub.example".to_owned(), port: QUIC_PORT }]);
+    assert_eq!(edge.hubs, [units::hub("hub.example").unwrap()]);
     assert_eq!(edge.listen.bootstrap, None);
     assert_eq!(resolve(Role::Cloud, file, &[], &[]).unwrap().listen.mqtt, None);
 }

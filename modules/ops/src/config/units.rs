@@ -7,6 +7,13 @@ use std::{
     time::Duration,
 };
 
+use broker::link::{
+    dial::{Hub, Way},
+    websocket::Proxy,
+};
+
+use super::{QUIC_PORT, WEBSOCKET_PORT};
+
 /// A host and a port to dial. The name is resolved at each attempt, never stored resolved.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostPort {
@@ -55,6 +62,42 @@ impl fmt::Display for HostPort {
         }
     }
 }
+
+/// A hub to dial: `HOST` or `HOST:PORT` (QUIC there, and WebSocket at its default port), or one way alone:
+/// `quic://HOST:PORT`, `wss://HOST:PORT`. Addresses of one host complete each other ([`Hub::merged`]).
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn hub(text: &str) -> Result<Hub, String> {
+    let (way, rest) = match text.split_once("://") {
+        None => (None, text),
+        Some(("quic", rest)) => (Some(Way::Quic), rest),
+        Some(("wss", rest)) => (Some(Way::WebSocket), rest),
+        Some(_) => return Err("not quic:// or wss://; without either, both ways are tried".to_owned()),
+    };
+    let default_port = if way == Some(Way::WebSocket) { WEBSOCKET_PORT } else { QUIC_PORT };
+    let HostPort { host, port } = HostPort::parse(rest, default_port)?;
+    Ok(match way {
+        None => Hub { host, quic: Some(port), websocket: Some(WEBSOCKET_PORT) },
+        Some(Way::Quic) => Hub { host, quic: Some(port), websocket: None },
+        Some(Way::WebSocket) => Hub { host, quic: None, websocket: Some(port) },
+    })
+}
+
+/// A proxy: `http://HOST:PORT`.
+///
+/// # Errors
+/// What is wrong, and what to write.
+pub fn proxy(text: &str) -> Result<Proxy, String> {
+    let wrong = || "not a proxy; write \"http://HOST:PORT\" (without user and password)".to_owned();
+    let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
+    let HostPort { host, port } =
+        HostPort::parse(rest.strip_suffix('/').unwrap_or(rest), PROXY_PORT).map_err(|_| wrong())?;
+    Ok(Proxy { host, port })
+}
+
+/// Where proxies usually are.
+const PROXY_PORT: u16 = 3128;
 
 /// An address to listen on, or `off`. Port 0 picks a free one.
 ///
@@ -212,6 +255,18 @@ mod tests {
         for wrong in ["", "1883", ":1883", "127.0.0.1", "127.0.0.1:99999"] {
             assert!(listen(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_hub_is_dialled_both_ways_unless_it_is_said_which() {
+        let at = |quic, websocket| Ok(Hub { host: "hub".into(), quic, websocket });
+        assert_eq!(hub("hub"), at(Some(10001), Some(10000)));
+        assert_eq!(hub("hub:7"), at(Some(7), Some(10000)));
+        assert_eq!(hub("quic://hub"), at(Some(10001), None));
+        assert_eq!(hub("wss://hub:443"), at(None, Some(443)));
+        assert!(hub("http://hub").is_err() && hub("wss://").is_err() && hub("wss://hub/x").is_err());
+        assert_eq!(proxy("http://proxy:8080/"), Ok(Proxy { host: "proxy".into(), port: 8080 }));
+        assert!(proxy("https://proxy:1").is_err() && proxy("http://me:secret@proxy:1").is_err());
     }
 
     #[test]

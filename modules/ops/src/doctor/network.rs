@@ -52,22 +52,30 @@ pub(super) async fn hubs(subject: &Subject) -> Vec<Finding> {
     if subject.hubs.is_empty() {
         findings.push(Finding::skip("hub", "none is configured"));
     }
-    let tcp = match &subject.bootstrap {
+    let enrols = match &subject.bootstrap {
         Some(bootstrap) => {
-            let (finding, reachable) = tcp(bootstrap).await;
+            let (finding, reachable) = tcp("hub tcp", bootstrap, "renewal of the certificate").await;
             findings.push(finding);
             Some(reachable)
         }
         None => None,
     };
     for hub in &subject.hubs {
-        findings.push(udp(hub, tcp).await);
+        let at = |port| HostPort { host: hub.host.clone(), port };
+        let mut fallback = None;
+        if let Some(port) = hub.websocket {
+            let (finding, reachable) = tcp("hub wss", &at(port), "the link where UDP is blocked").await;
+            findings.push(finding);
+            fallback = Some(reachable);
+        }
+        if let Some(port) = hub.quic {
+            findings.push(udp(&at(port), enrols, fallback == Some(true)).await);
+        }
     }
     findings
 }
 
-async fn tcp(hub: &HostPort) -> (Finding, bool) {
-    const CHECK: &str = "hub tcp";
+async fn tcp(check: &'static str, hub: &HostPort, needed_for: &str) -> (Finding, bool) {
     let connect = async {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for addr in lookup_host((&*hub.host, hub.port)).await? {
@@ -78,17 +86,17 @@ async fn tcp(hub: &HostPort) -> (Finding, bool) {
         }
         Err(last)
     };
-    let remedy = format!("open TCP {} towards the hub; renewal of the certificate needs it", hub.port);
+    let remedy = format!("open TCP {} towards the hub; {needed_for} needs it", hub.port);
     match tokio::time::timeout(ANSWER_WITHIN, connect).await {
-        Ok(Ok(addr)) => (Finding::ok(CHECK, format!("{hub} ({addr}) answers")), true),
-        Ok(Err(error)) => (Finding::fail(CHECK, format!("{hub}: {error}"), remedy), false),
+        Ok(Ok(addr)) => (Finding::ok(check, format!("{hub} ({addr}) answers")), true),
+        Ok(Err(error)) => (Finding::fail(check, format!("{hub}: {error}"), remedy), false),
         Err(_elapsed) => {
-            (Finding::fail(CHECK, format!("{hub}: no answer within {ANSWER_WITHIN:?}"), remedy), false)
+            (Finding::fail(check, format!("{hub}: no answer within {ANSWER_WITHIN:?}"), remedy), false)
         }
     }
 }
 
-async fn udp(hub: &HostPort, tcp_works: Option<bool>) -> Finding {
+async fn udp(hub: &HostPort, tcp_works: Option<bool>, has_fallback: bool) -> Finding {
     const CHECK: &str = "hub udp";
     let addr = match lookup_host((&*hub.host, hub.port)).await {
         Ok(mut addrs) => addrs.next(),
@@ -106,6 +114,14 @@ async fn udp(hub: &HostPort, tcp_works: Option<bool>) -> Finding {
             CHECK,
             format!("{hub} ({addr}): nobody listens there"),
             "start the hub, or correct the port (default 10001)",
+        ),
+        Probe::Silent if has_fallback => Finding::warn(
+            CHECK,
+            format!("{hub} ({addr}): UDP does not come through; links go by WebSocket instead"),
+            format!(
+                "a firewall drops UDP: open UDP {} towards the hub, with answers: it is faster",
+                hub.port
+            ),
         ),
         Probe::Silent if tcp_works == Some(true) => Finding::fail(
             CHECK,
