@@ -30,7 +30,7 @@ fn at_a_thousand_cut_points_nothing_told_is_missing_and_nothing_is_there_twice()
 
 #[test]
 #[ignore = "nightly: twenty thousand cut points take minutes"]
-fn at_twenty_thousand_cut_points_nothing_told_is_missing_and_nothing_is_there_twice() {
+fn nightly_at_twenty_thousand_cut_points_nothing_told_is_missing_and_nothing_is_there_twice() {
     cut_everywhere(seed(), 100, 200);
 }
 

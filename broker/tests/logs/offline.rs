@@ -98,6 +98,6 @@ fn ten_days_offline_keep_all_alarms_and_describe_what_was_thinned() {
 
 #[test]
 #[ignore = "nightly: 86 million messages take minutes"]
-fn ten_days_offline_at_full_size() {
+fn nightly_ten_days_offline_at_full_size() {
     ten_days_offline(1);
 }
