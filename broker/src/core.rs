@@ -707,7 +707,9 @@ impl Core {
 
     /// Binds the next source number of this store.
     fn declare(&mut self, origin: &Origin, kind: SourceKind, name: &Arc<str>, class: Class) -> Source {
-        let number = u32::try_from(self.sources.len() + 1).expect("fewer than 2^32 sources");
+        // Above all that were ever given, also where damage took some out of the middle.
+        let last = self.sources.last().map_or(0, |source| source.number);
+        let number = last.checked_add(1).expect("fewer than 2^32 sources");
         let source = Source { number, origin: Arc::clone(origin), kind, name: Arc::clone(name), class };
         self.sources.push(source.clone());
         self.ledger.write(declare_record(&source, number));
