@@ -192,8 +192,12 @@ impl Core {
                 .collect();
             for id in own {
                 let epoch = self.rng.random();
+                // What no receiver is known to have from here, it may have from another life of this store.
+                let marks = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark.mark);
+                let known = marks.min();
                 let log = self.logs.get_mut(&id).expect("listed");
-                let from = log.next;
+                let from = known.map_or(log.first, |mark| mark.saturating_add(1)).clamp(log.first, log.next);
+                log.epochs.retain(|(start, _)| *start < from);
                 log.begin_epoch(&mut self.ledger, from, epoch);
             }
         }
