@@ -56,8 +56,8 @@ pub const IMPORTED_TAIL_BYTES: usize = 64 << 10;
 pub const INTENT_VALUE_MAX: usize = STATE_VALUE_MAX;
 /// Intents of a node that its hub has not acknowledged.
 pub const INTENTS_MAX: u64 = 1_024;
-/// Answers to the intents of one asker.
-pub const INTENT_RESULTS_MAX: usize = 256;
+/// Answers to the intents of one asker: to all that may be on their way.
+pub const INTENT_RESULTS_MAX: usize = INTENTS_MAX as usize;
 /// Keys that one node may want.
 pub const WANT_KEYS_MAX: usize = 8_192;
 /// Tombstones of a space beyond which the oldest are forgotten, whoever has not seen them.

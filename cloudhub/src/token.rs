@@ -232,7 +232,11 @@ pub async fn redeem(
         let enrolment = registry.enrolment(&node).await?;
         let decision = decide(clock::wall_us(), &record.value, enrolment.as_ref().map(|e| &e.value), &key)?;
         let generation = match decision {
-            Decision::Again { generation } => return Ok(Enrolled { node, generation, relay }),
+            Decision::Again { generation } => {
+                // Whoever asked first may have gone away before this was done.
+                registry.close_sessions(&node, generation).await?;
+                return Ok(Enrolled { node, generation, relay });
+            }
             Decision::Enrol { generation } => generation,
         };
         let enrolled = Enrolment {

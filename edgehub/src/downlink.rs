@@ -4,7 +4,7 @@
 //! force. The list is on the relay's own disk, so nodes are admitted also while no hub can be reached. A
 //! renewed certificate means a new listener at the same address: links end in an orderly way and come again.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use broker::{
     Handle, Tasks, clock,
@@ -56,6 +56,9 @@ pub(crate) fn bind(
     QuicListener::bind(address, Arc::new(tls), &secret, Shape::HUB.with_heartbeat(params.heartbeat))
 }
 
+/// A port that could not be bound is tried again this often.
+const BIND_AGAIN: Duration = Duration::from_secs(30);
+
 impl Downlink {
     /// Accepts links until `tasks` are asked to stop; `listener` was bound with the identity of the start.
     pub(crate) async fn run(
@@ -69,6 +72,7 @@ impl Downlink {
         loop {
             let current = identity.borrow_and_update().clone();
             let accepting = Tasks::new();
+            let listening = next.is_some();
             if let (Some(current), Some(listener)) = (current, next.take()) {
                 self.accept(listener, &current, &accepting);
             }
@@ -76,6 +80,7 @@ impl Downlink {
                 biased;
                 () = stopped.cancelled() => true,
                 changed = identity.changed() => changed.is_err(),
+                () = tokio::time::sleep(BIND_AGAIN), if !listening => false,
             };
             // The acceptor closes its links, then its port, each within this.
             accepting.drain(self.params.drain * 3).await;

@@ -1,10 +1,12 @@
 //! The binaries under test, started as a user starts them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
     time::Duration,
 };
 
@@ -35,19 +37,23 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A port of the loopback interface that was free a moment ago, over TCP and UDP. Below the range from which
+/// A port of the loopback interface that was free a moment ago, over TCP and UDP, and that this test was not given before. Below the range from which
 /// the kernel gives ports to outgoing connections, so that none of those takes it during a restart.
 ///
 /// # Panics
 /// If there is none.
 #[must_use]
 pub fn free_port() -> SocketAddr {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().expect("no panic under this lock");
     for _attempt in 0..1000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(15_000..32_000)));
-        if TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok() {
+        let free = TcpListener::bind(address).is_ok() && UdpSocket::bind(address).is_ok();
+        if free && given.insert(address.port()) {
             return address;
         }
     }
+    drop(given);
     panic!("no port is free over TCP and UDP");
 }
 

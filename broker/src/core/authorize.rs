@@ -100,7 +100,10 @@ impl Core {
             3 if below && super::NODE_SPACES.contains(&&*name) => {
                 Ok(Import::State { space: self.space_of(&origin, &name) })
             }
-            3 if tier && &*name == "fleet" => Ok(Import::State { space: self.space_of(&origin, &name) }),
+            // A relay passes no part of it on, so from one it can only be made up.
+            3 if tier && link.peer.role == Role::Hub && &*name == "fleet" => {
+                Ok(Import::State { space: self.space_of(&origin, &name) })
+            }
             1..=3 => refused(),
             _ => Ok(Import::Unknown),
         };

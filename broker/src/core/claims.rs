@@ -18,6 +18,8 @@ use super::{
 const REPLACED: &str = "this enrolment was replaced by a newer one: join again with a new token";
 /// Relays that a path may have: more is a loop.
 const HOPS_MAX: usize = 8;
+/// Longest name of a node, a DNS name.
+const NAME_MAX: usize = 253;
 
 /// Who holds a node's name.
 #[derive(Debug)]
@@ -171,7 +173,9 @@ impl Core {
         if let Some((session, lost)) = held.and_then(|claim| Some((claim.session?, claim.stamp))) {
             self.fence(session, node, refusal(proto::RefusalReason::Revoked, REPLACED.to_owned(), 0), lost);
         }
-        self.claims.remove(node);
+        if self.claims.get(node).is_some_and(|claim| claim.generation < generation) {
+            self.claims.remove(node);
+        }
         self.on_identity_changed(&node.clone());
     }
 
@@ -207,11 +211,15 @@ impl Core {
                 self.release_claim(session, &node);
                 continue;
             }
-            if present.instance.len() != 16 || present.via.is_empty() {
-                return Err("a presence without instance or path".to_owned());
+            let path = !present.via.is_empty() && present.via.len() <= HOPS_MAX;
+            if present.instance.len() != 16 || !path || present.via.iter().any(|hop| hop.len() > NAME_MAX) {
+                return Err("a presence without instance or path, or with an endless one".to_owned());
             }
             let outcome = if present.generation < known.generation {
                 Err(refusal(proto::RefusalReason::Revoked, REPLACED.to_owned(), 0))
+            } else if self.config.is_hub() && present.generation > known.generation {
+                let what = format!("generation {} of {node} was never enrolled", present.generation);
+                Err(refusal(proto::RefusalReason::NotAuthorized, what, 0))
             } else {
                 self.claim(session, &node, present)
             };

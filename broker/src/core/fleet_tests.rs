@@ -82,6 +82,33 @@ fn is_synced(host: &mut Host) -> bool {
 }
 
 #[test]
+fn what_is_held_back_stays_so_when_others_arrive_beside_it() {
+    let mut pair = Pair::running(&["a", "b", "c", "d"]);
+    let kept = pods(&["d"]);
+    pair.at_hub(vec![want("n1", &[&kept[0]])]);
+    pair.quiet();
+    assert!(pair.is_held_back());
+    // Ten more: the three that are to go are no longer most of what is there.
+    let more = pods(&["e", "f", "g", "h", "i", "j", "k", "l", "m", "n"]);
+    let mut ops: Vec<StateOp> = more.iter().map(|key| put(key, "spec")).collect();
+    let listed: Vec<&str> = kept.iter().chain(&more).map(String::as_str).collect();
+    ops.push(want("n1", &listed));
+    pair.at_hub(ops);
+    pair.quiet();
+    pair.at_hub(vec![put("obj/core/pods/default/e", "changed"), want("n1", &listed)]);
+    pair.quiet();
+    assert!(pair.is_held_back());
+    assert_eq!(pair.held().len(), 14);
+    pair.node.restart();
+    assert_eq!(pair.held().len(), 14, "a restart is no acceptance");
+    pair.relink();
+    pair.at_hub(vec![put("accept/n1", "")]);
+    pair.quiet();
+    assert!(!pair.is_held_back());
+    assert_eq!(pair.held().len(), 11);
+}
+
+#[test]
 fn a_node_gets_its_want_and_what_that_lists_and_nothing_else() {
     let mut pair = Pair::new();
     pair.link_up();

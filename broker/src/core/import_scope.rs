@@ -57,7 +57,11 @@ impl Core {
         let own = Arc::clone(&self.own);
         let space = &self.spaces[index];
         let removal = space.removal(&own);
-        let held = removal.is_large() && !space.accepts(&own, removal.by);
+        // What is held stays held, also when others arrive beside it and the rest is no longer most.
+        let (name, key) = (Arc::from("status"), HELD_KEY);
+        let before = self.existing_space(&own, &name).and_then(|status| self.spaces[status].latest(key));
+        let guarded = removal.is_large() || (before.is_some() && removal.workloads.0 > 0);
+        let held = guarded && !space.accepts(&own, removal.by);
         if held {
             let (going, all) = removal.workloads;
             let message = format!(

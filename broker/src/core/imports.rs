@@ -21,6 +21,14 @@ const HISTORIES_MAX: usize = 128;
 /// Streams of one node.
 const STREAMS_MAX: usize = 256;
 
+/// Why a record of a Log is not taken.
+enum Unfit {
+    /// The peer is at fault: the link ends.
+    Protocol(String),
+    /// Its origin is: the source is disregarded.
+    Source(String),
+}
+
 impl Core {
     /// Whether a peer brings what belongs to this origin and name.
     fn brings(&self, link: &Link, origin: &Origin, name: &str) -> bool {
@@ -76,7 +84,14 @@ impl Core {
         };
         match (import, record.header.kind) {
             (Import::Log { origin, stream, class, .. }, Kind::LOG | Kind::GAP) => {
-                let id = self.import_log(&origin, &stream, class, record)?;
+                let id = match self.import_log(&origin, &stream, class, record) {
+                    Ok(id) => id,
+                    Err(Unfit::Protocol(why)) => return Err(why),
+                    Err(Unfit::Source(why)) => {
+                        self.disregard(session, number, why);
+                        return Ok(());
+                    }
+                };
                 let link = self.links.get_mut(&session).expect("the link that sent it");
                 if let Some(Import::Log { log, .. }) = link.imports.get_mut(&number) {
                     *log = Some(id);
@@ -84,9 +99,10 @@ impl Core {
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
             (Import::State { .. }, Kind::PUT | Kind::TOMBSTONE | Kind::BARRIER | Kind::SYNCED)
-                if !self.is_plausible(record.header.epoch) =>
+                if !self.is_mintable(record.header.epoch) =>
             {
-                return Err(format!("an incarnation of the far future: {}", record.header.epoch));
+                let why = format!("an incarnation of the far future: {}", record.header.epoch);
+                self.disregard(session, number, why);
             }
             (Import::State { space }, Kind::PUT | Kind::TOMBSTONE | Kind::SYNCED)
                 if self.spaces[space].scoped =>
@@ -118,6 +134,16 @@ impl Core {
         Ok(())
     }
 
+    /// One source has nothing more to say here: it stays unacknowledged with its sender. The link goes on, for
+    /// a relay must not be cut off for what a node behind it does.
+    fn disregard(&mut self, session: SessionId, number: LinkSource, why: String) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        let subject = link.peer.name.to_string();
+        link.imports.insert(number, Import::Unknown);
+        self.stats.drop(DropReason::NotAuthorized);
+        self.set_condition("SourceRefused", subject, why);
+    }
+
     /// That the owner sends says that it has looked at the position that it was told.
     pub(super) fn follow_run(&mut self, session: SessionId, space: usize) {
         let space = &mut self.spaces[space];
@@ -134,16 +160,16 @@ impl Core {
         stream: &Arc<str>,
         class: Class,
         record: Record,
-    ) -> Result<LogId, String> {
+    ) -> Result<LogId, Unfit> {
         if record.header.seq >= u64::MAX - 1 {
-            return Err("a seq beyond any Log".to_owned());
+            return Err(Unfit::Protocol("a seq beyond any Log".to_owned()));
         }
         let (from, to, new_epoch) = match record.header.kind {
             Kind::GAP => {
                 let gap: proto::Gap =
-                    codec::decode(record.body.clone()).map_err(|error| error.to_string())?;
+                    codec::decode(record.body.clone()).map_err(|error| Unfit::Protocol(error.to_string()))?;
                 if gap.to != record.header.seq || gap.from > record.header.seq + 1 {
-                    return Err("a gap whose bounds cannot be".to_owned());
+                    return Err(Unfit::Protocol("a gap whose bounds cannot be".to_owned()));
                 }
                 let change = (gap.reason() == proto::GapReason::EpochChange).then_some(gap.new_epoch);
                 (gap.from, record.header.seq, change)
@@ -155,7 +181,7 @@ impl Core {
         let histories = self.histories.get(&name).map_or(&[][..], Vec::as_slice);
         let known = histories.iter().rev().find(|id| self.logs[id].epoch() == epoch).copied();
         if known.is_none() {
-            self.bound_histories(&name)?;
+            self.bound_histories(&name).map_err(Unfit::Source)?;
         }
         let histories = self.histories.get(&name).map_or(&[][..], Vec::as_slice);
         let id = match (known, new_epoch) {
@@ -174,7 +200,9 @@ impl Core {
             }
             (None, None) if histories.is_empty() => self.log_of(origin, stream, class, Some(epoch)),
             (None, None) => {
-                return Err(format!("stream {stream}: seq {to} under an epoch that was not announced"));
+                return Err(Unfit::Protocol(format!(
+                    "stream {stream}: seq {to} under an epoch that was not announced"
+                )));
             }
         };
         let log = &self.logs[&id];
@@ -185,13 +213,15 @@ impl Core {
                 && held.is_some_and(|held| held != crc32c::crc32c(&record.body))
             {
                 // What is held is not on disk yet, or it would have been compared at hello. It will be then.
-                return Err(format!("stream {stream}: seq {to} is held with other bytes: two histories"));
+                return Err(Unfit::Protocol(format!(
+                    "stream {stream}: seq {to} is held with other bytes: two histories"
+                )));
             }
             self.stats.link_duplicates_in += 1;
             return Ok(id);
         }
         if from > log.next || (record.header.kind == Kind::LOG && from != log.next) {
-            return Err(format!("stream {stream}: seq {from} after {}", log.next - 1));
+            return Err(Unfit::Protocol(format!("stream {stream}: seq {from} after {}", log.next - 1)));
         }
         self.import_next(id, record);
         Ok(id)

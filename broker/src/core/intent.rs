@@ -117,7 +117,7 @@ impl Core {
         };
         let answers = self.space_of(&own, &answers.into());
         let key = format!("{prefix}{}", intent.id);
-        if self.spaces[answers].latest(&key).is_some() {
+        if self.spaces[answers].knows(&key) {
             return; // it was answered, and came again because its asker's disk was put back
         }
         let result =

@@ -213,10 +213,16 @@ impl Core {
         }
     }
 
-    /// Whether an incarnation can be one: it begins with the time when it was minted. A peer that could name
-    /// any would leave no greater one to mint.
+    /// Whether a receiver can have seen an incarnation: it begins with the time when it was minted. A peer
+    /// that could name any would leave no greater one to mint.
     pub(super) fn is_plausible(&self, incarnation: u64) -> bool {
         let latest_ms = (self.now.wall_us / 1000).saturating_add(INCARNATION_AHEAD_MS);
+        !self.now.trusted || incarnation >> 20 <= latest_ms
+    }
+
+    /// Whether an owner can have minted it, above what a receiver showed to a clock ahead of this one.
+    pub(super) fn is_mintable(&self, incarnation: u64) -> bool {
+        let latest_ms = (self.now.wall_us / 1000).saturating_add(2 * INCARNATION_AHEAD_MS);
         !self.now.trusted || incarnation >> 20 <= latest_ms
     }
 

@@ -181,6 +181,11 @@ impl Space {
         self.entries.get(key).map(|entry| &entry.latest).filter(|version| !version.tombstone)
     }
 
+    /// Whether anything is known of a key, a tombstone included.
+    pub(super) fn knows(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// The newest durable version of a key, tombstones included.
     pub(super) fn visible(&self, key: &str) -> Option<&Version> {
         self.entries.get(key)?.visible()

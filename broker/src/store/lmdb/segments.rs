@@ -84,10 +84,12 @@ impl Segments {
         closed.map(|(segment, _)| segment).chain(rewritten).collect()
     }
 
-    /// A number for the next rewritten segment, above all that are there.
+    /// A number for the next rewritten segment, above all that are there: also those that are freed already
+    /// and whose files a copy still needs.
     pub(super) fn next_rewritten(&self) -> u64 {
         let listed = lock_of(&self.listed);
-        listed.segments.last_key_value().map_or(REWRITTEN, |(last, _)| *last).max(REWRITTEN) + 1
+        let last = listed.segments.keys().next_back().max(listed.freed.iter().max());
+        last.copied().unwrap_or(REWRITTEN).max(REWRITTEN) + 1
     }
 
     /// Takes a segment off the list, closes it and removes its file.
@@ -131,3 +133,24 @@ impl Drop for Kept<'_> {
 }
 
 const FILES_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::journal::format::SegmentHeader;
+
+    #[test]
+    fn the_number_of_a_freed_segment_is_not_given_again_while_a_copy_needs_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let header = SegmentHeader { store_id: [1; 16], number: REWRITTEN + 1, first_lsn: 1, salt: 1 };
+        let segments = Segments::new(dir.path().to_owned(), [Segment { header, bytes: 64 }]);
+        let path = dir.path().join(segment_name(REWRITTEN + 1));
+        std::fs::write(&path, b"old").unwrap();
+        let kept = segments.keep();
+        segments.free(REWRITTEN + 1);
+        assert_eq!(segments.next_rewritten(), REWRITTEN + 2);
+        assert!(path.exists());
+        drop(kept);
+        assert!(!path.exists());
+    }
+}
