@@ -310,6 +310,8 @@ pub struct Core {
     collecting: bool,
     /// A look through the answers to intents is due.
     sweeping: bool,
+    /// When a node's position last made this broker begin a new incarnation.
+    minted_for: BTreeMap<Origin, Duration>,
     /// Incarnation of the spaces that this broker owns.
     incarnation: u64,
     /// Random number of this process, for the lineage of owned spaces.

@@ -132,6 +132,15 @@ impl Pair {
         self.records_at_hub().iter().filter(|record| record.header.kind == Kind::LOG).map(text).collect()
     }
 
+    fn incarnation_of_fleet(&mut self) -> u64 {
+        let get =
+            Command::StateGet { origin: "".into(), space: "fleet".into(), key: "obj/core/a/-/b".to_owned() };
+        match self.hub.ask(self.now, get) {
+            Response::Entry(Some(entry)) => entry.incarnation,
+            other => panic!("an entry, not {other:?}"),
+        }
+    }
+
     fn stats(&mut self) -> Stats {
         match self.node.ask(self.now, Command::Stats) {
             Response::Stats(stats) => *stats,
@@ -412,6 +421,44 @@ fn a_peer_cannot_use_up_the_incarnations() {
     pair.tamper = |_| {};
     pair.link_up();
     assert_eq!(pair.at_hub(), tags(1..=1));
+}
+
+#[test]
+fn a_node_that_makes_positions_up_cannot_reset_the_tier_again_and_again() {
+    let mut pair = Pair::new(config());
+    let change = StateChange::Put(bytes::Bytes::from_static(b"1"));
+    let op = StateOp { space: "fleet".into(), key: "obj/core/a/-/b".into(), change, expect: Expect::Any };
+    pair.hub.command(pair.now, Command::StateWrite(vec![op]));
+    pair.quiet();
+    let mut seen = vec![pair.incarnation_of_fleet()];
+    for _ in 0..3 {
+        let made_up = seen.last().expect("there is one") + (9 << 20);
+        let position = proto::StatePosition {
+            space: "fleet".into(),
+            incarnation: made_up,
+            revision: 7,
+            reached_incarnation: made_up,
+            reached_revision: 7,
+            ..proto::StatePosition::default()
+        };
+        let hello = proto::Hello {
+            protocol_min: 1,
+            protocol_max: 1,
+            instance: bytes::Bytes::from_static(&[1; 16]),
+            positions: vec![position],
+            ..proto::Hello::default()
+        };
+        let peer = Peer { name: "n1".into(), role: Role::Node, generation: 1 };
+        let session = pair.hub.open_link(pair.now, peer, false);
+        let records = vec![control(proto::control::Message::Hello(hello))];
+        pair.hub.apply(pair.now, Event::LinkReceived { session, records });
+        pair.quiet();
+        pair.hub.apply(pair.now, Event::LinkClosed { session });
+        pair.quiet();
+        seen.push(pair.incarnation_of_fleet());
+    }
+    assert!(seen[1] > seen[0], "once: this hub may have lost its store");
+    assert_eq!(seen[1..], [seen[1]; 3], "and no more");
 }
 
 #[test]

@@ -5,13 +5,13 @@
 //! numbered within the session, and the number is what comes back. `synced` after the last one says up to
 //! which pair the node holds all of its part; that is where it resumes.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use codec::{Flags, Kind, Record, RecordHeader, proto};
 
 use super::{
     Core,
-    event::{Role, SessionId},
+    event::{Origin, Role, SessionId},
     link::{InFlight, Link},
     space::{
         BARRIER, Pair,
@@ -19,6 +19,9 @@ use super::{
     },
 };
 use crate::store::SourceKind;
+
+/// How often one node's position may make this broker begin a new incarnation.
+const MINT_EVERY: Duration = Duration::from_hours(1);
 
 /// A part of a space on its way to the peer.
 #[derive(Debug)]
@@ -77,6 +80,9 @@ impl Core {
         // rolled back, or is a copy.
         let same = reached.0 == space.at.0 && reached.1 > 0 && run != 0;
         if reached > space.at || (same && !space.lineage.covers(reached.1, run)) {
+            if !self.may_mint_for(&node) {
+                return;
+            }
             self.mint_above(reached.0);
         }
         let space = &self.spaces[index];
@@ -91,6 +97,21 @@ impl Core {
             is_synced: position == space.durable,
         };
         self.links.get_mut(&session).expect("an established link").part = Some(export);
+    }
+
+    /// Once is enough for whatever happened to this store: what is minted stands above every position. A node
+    /// that goes on showing others makes them up, and everybody would pay for it.
+    fn may_mint_for(&mut self, node: &Origin) -> bool {
+        let now = self.now.mono;
+        if self.minted_for.get(node).is_some_and(|at| now < *at + MINT_EVERY) {
+            let message = format!(
+                "node {node} again shows a position in the tier's State that this tier never gave it, and gets none                  until it relinks an hour later: check that nobody else uses its certificate, or enrol it anew"
+            );
+            self.set_condition("ForeignPosition", node.to_string(), message);
+            return false;
+        }
+        self.minted_for.insert(Arc::clone(node), now);
+        true
     }
 
     /// A durable change of a space whose receivers get parts: the links that it concerns have it due.

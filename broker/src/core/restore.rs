@@ -57,6 +57,7 @@ impl Core {
             collecting: false,
             sweeping: false,
             incarnation: 0,
+            minted_for: BTreeMap::new(),
             run: 0,
             trie: Trie::default(),
             group_turn: 0,
