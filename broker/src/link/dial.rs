@@ -11,7 +11,7 @@
 //! delay grows with every attempt and starts over only after Welcome: a handshake that dies at once is no
 //! proof of life.
 //!
-//! A hub is dialled by QUIC, and by WebSocket too if QUIC has not answered soon ([`connect`]). A link by
+//! A hub is dialled by QUIC, and by WebSocket too if QUIC has not answered soon ([`mod@connect`]). A link by
 //! WebSocket stays, and QUIC is probed beside it, ever more rarely; a probe that is welcomed replaces it. A
 //! QUIC link that dies young has proved that its handshake alone passes: then WebSocket goes first.
 

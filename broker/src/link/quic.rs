@@ -114,7 +114,7 @@ pub struct QuicListener {
 }
 
 impl QuicListener {
-    /// Binds a UDP port; port 0 picks a free one. `tls` is from [`tls::acceptor`](super::tls::acceptor).
+    /// Binds a UDP port; port 0 picks a free one. `tls` is from [`tls::acceptor`].
     ///
     /// # Errors
     /// The address cannot be bound, or the TLS provider lacks QUIC's initial suite.
@@ -216,7 +216,7 @@ pub struct QuicDialler {
 }
 
 impl QuicDialler {
-    /// `tls` is from [`tls::dialler`](super::tls::dialler); sessions resume as long as it lives.
+    /// `tls` is from [`tls::dialler`]; sessions resume as long as it lives.
     ///
     /// # Errors
     /// The TLS provider lacks QUIC's initial suite.

@@ -2,7 +2,7 @@
 //!
 //! The same mutual TLS, verifier, tickets and identities as QUIC; the protocol that both ends must agree on
 //! is `http/1.1`, as firewalls expect of a WebSocket, and the link's own version stands in the path and the
-//! subprotocol of the upgrade. What comes after is [`mux`](super::mux): its fragments are binary messages.
+//! subprotocol of the upgrade. What comes after is [`mux`]: its fragments are binary messages.
 //!
 //! Priority ends where bytes enter the kernel, so little is kept there: `TCP_NOTSENT_LOWAT`, and no more
 //! handed over than the line takes in a short time. Pings measure the line: an answer says that all
