@@ -112,7 +112,7 @@ impl Options {
             rewrite_after: 16,
             map_bytes: MAP_BYTES,
             map_bytes_max: MAP_BYTES_MAX,
-            io: JournalIo::Auto,
+            io: JournalIo::default(),
         }
     }
 
