@@ -70,6 +70,7 @@ async fn run() -> anyhow::Result<(Seen, Seen)> {
     let flags = [
         ("--nats", any),
         ("--quic", any),
+        ("--websocket", any),
         ("--bootstrap", any),
         ("--metrics", "off"),
         ("--anonymous", "true"),
