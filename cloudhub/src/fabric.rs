@@ -1,0 +1,3 @@
+//! The primitives across the tier.
+
+pub mod nats;
