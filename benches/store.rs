@@ -45,7 +45,11 @@ impl Appender {
             seq: self.lsn,
             aux: 0,
         };
-        Group { lsn: self.lsn, records: vec![Record { header, body: self.frame.clone() }] }
+        Group {
+            lsn: self.lsn,
+            lane: Default::default(),
+            records: vec![Record { header, body: self.frame.clone() }],
+        }
     }
 }
 

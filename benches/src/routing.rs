@@ -142,7 +142,7 @@ impl Bare {
                         charge(&mut self.unsent, session, output.cost());
                     }
                     Action::Persist(group) => durable = Some(group.lsn),
-                    Action::Read(_) | Action::Respond { .. } => {}
+                    Action::Read(_) | Action::Respond { .. } | Action::Tier(_) => {}
                 }
             }
             if let Some(lsn) = durable.take() {

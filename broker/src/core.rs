@@ -23,6 +23,7 @@
 //! | `request` | who waits for which answer |
 //! | `command` | administration and modules |
 //! | `restore` | from what the store recovered |
+//! | `tier` | a replica of a tier: nodes are adopted and let go, the tier's State is a mirror |
 
 mod authorize;
 mod budget;
@@ -65,6 +66,9 @@ mod stats;
 #[cfg(test)]
 mod test_host;
 mod thin;
+mod tier;
+#[cfg(test)]
+mod tier_tests;
 mod trie;
 mod watch;
 
@@ -116,6 +120,9 @@ pub struct Config {
     pub relay: bool,
     /// The tier's id: said in Welcome.
     pub tier: Arc<str>,
+    /// A hub that is one replica of a tier: Logs and State of nodes, and the tier's own, are durable in what the
+    /// replicas share, not in a store of this process.
+    pub shared: bool,
     /// 128 random bits of this store.
     pub instance: [u8; 16],
     /// The store was restored or cloned: begin new epochs and a new incarnation.
@@ -200,6 +207,7 @@ impl Config {
             name: name.into(),
             role: event::Role::Node,
             relay: false,
+            shared: false,
             tier: "".into(),
             instance,
             mint: false,
@@ -229,6 +237,12 @@ impl Config {
         config.tier = tier.into();
         config.default_stream.policy.bytes_max = 1 << 30;
         config
+    }
+
+    /// One replica of a tier.
+    #[must_use]
+    pub fn replica(replica: &str, tier: &str, instance: [u8; 16], seed: u64) -> Self {
+        Self { shared: true, ..Self::hub(replica, tier, instance, seed) }
     }
 
     fn is_hub(&self) -> bool {
@@ -285,6 +299,8 @@ enum Timer {
     Age(LogId),
     /// Acknowledged records of a Log have been kept long enough.
     FreeAcknowledged(LogId),
+    /// A link has waited long enough for the mirror.
+    Mirror(SessionId),
 }
 
 /// The broker's state. See the module's documentation.
@@ -297,7 +313,8 @@ pub struct Core {
     ledger: Ledger,
     out: Vec<Action>,
 
-    sources: Vec<Source>,
+    /// The greatest source number that was ever given.
+    last_source: u32,
     logs: BTreeMap<LogId, Log>,
     /// Current Log of each (origin, stream).
     log_names: BTreeMap<(Origin, Arc<str>), LogId>,
@@ -305,6 +322,8 @@ pub struct Core {
     histories: BTreeMap<(Origin, Arc<str>), Vec<LogId>>,
     spaces: Vec<Space>,
     space_names: BTreeMap<(Origin, Arc<str>), usize>,
+    /// Places in `spaces` that are nobody's.
+    vacant: Vec<usize>,
     watches: BTreeMap<WatchId, Watch>,
     /// A look through the tombstones is due.
     collecting: bool,
@@ -329,6 +348,10 @@ pub struct Core {
     marks: BTreeMap<(String, LogId), proto::Mark>,
     acks_owed: BTreeSet<SessionId>,
     claims: BTreeMap<Origin, Claim>,
+    /// In a tier: nodes that were asked for, by the session that did last.
+    adopted: BTreeMap<Origin, SessionId>,
+    /// In a tier: links that wait until this replica's mirror is where their node is.
+    awaiting_mirror: BTreeSet<SessionId>,
     /// Least generation that may link, of nodes that were enrolled anew since this process started.
     generations: BTreeMap<Origin, u32>,
     requests: Requests,
@@ -426,6 +449,7 @@ impl Core {
             Event::StoreAmple => self.on_store_ample(),
             Event::StoreDamaged(damage) => self.on_store_damaged(damage),
             Event::Commanded { command, id } => self.on_command(command, id),
+            Event::Tier(news) => self.on_tier(news),
             Event::TimerFired => {}
         }
     }
@@ -436,7 +460,7 @@ impl Core {
         loop {
             self.pump_deliveries();
             self.pump_exports();
-            if let Some(group) = self.ledger.close() {
+            while let Some(group) = self.ledger.close() {
                 self.stats.groups += 1;
                 self.out.push(Action::Persist(group));
             }
@@ -455,7 +479,7 @@ impl Core {
             self.clear_condition("StoreUnavailable", "");
             self.grant_anew();
         }
-        self.ledger.persisted(lsn);
+        self.ledger.persisted(&Origin::default(), lsn);
         let effects = self.ledger.ready();
         self.take_effect(effects);
     }
@@ -475,6 +499,7 @@ impl Core {
                 Effect::Greet(session) => self.greet(session),
                 Effect::Thinned { log } => self.on_thinned(log),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
+                Effect::Release { node, session } => self.release_adopted(&node, session),
             }
         }
         self.flush_acks();
@@ -561,6 +586,7 @@ impl Core {
                 Timer::Requests => self.forget_requests(),
                 Timer::Age(log) => self.on_age_due(log),
                 Timer::FreeAcknowledged(log) => self.on_free_acknowledged(log),
+                Timer::Mirror(session) => self.on_mirror_late(session),
                 Timer::Budget => self.on_budget_due(),
                 Timer::Condition(kind, subject, since_us) => {
                     let key = (kind, subject);
@@ -685,23 +711,28 @@ impl Core {
         }
         let source = self.declare(origin, SourceKind::State, name, Class::State);
         let index = self.add_space(&source);
-        if self.spaces[index].owned {
+        if self.spaces[index].owned && !self.config.shared {
             self.spaces[index].begin_run(&mut self.ledger, self.run);
         }
         index
     }
 
     fn add_space(&mut self, source: &Source) -> usize {
-        let index = self.spaces.len();
+        let index = self.vacant.pop().unwrap_or(self.spaces.len());
         let owned = source.origin == self.own;
         let mut space = Space::new(source, index, owned);
-        if owned {
+        space.elsewhere = self.config.shared;
+        if owned && !self.config.shared {
             space.at = (self.incarnation, 0);
             space.horizon.listed = self.incarnation;
         }
         let window = self.config.windows.iter().find(|(name, _)| *name == source.name);
         space.window = window.map(|(_, bounds)| Window::new(*bounds, 0));
-        self.spaces.push(space);
+        if index < self.spaces.len() {
+            self.spaces[index] = space;
+        } else {
+            self.spaces.push(space);
+        }
         self.space_names.insert((Arc::clone(&source.origin), Arc::clone(&source.name)), index);
         self.exports_changed();
         index
@@ -710,10 +741,9 @@ impl Core {
     /// Binds the next source number of this store.
     fn declare(&mut self, origin: &Origin, kind: SourceKind, name: &Arc<str>, class: Class) -> Source {
         // Above all that were ever given, also where damage took some out of the middle.
-        let last = self.sources.last().map_or(0, |source| source.number);
-        let number = last.checked_add(1).expect("fewer than 2^32 sources");
+        let number = self.last_source.checked_add(1).expect("fewer than 2^32 sources");
+        self.last_source = number;
         let source = Source { number, origin: Arc::clone(origin), kind, name: Arc::clone(name), class };
-        self.sources.push(source.clone());
         self.ledger.write(declare_record(&source, number));
         source
     }

@@ -4,12 +4,7 @@
 //! nothing is awaited while one is handled. Backpressure: while too many bytes wait for the store, no more
 //! input is taken, and the byte permits of the senders carry that to the sockets.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    future::poll_fn,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::poll_fn, sync::Arc, time::Duration};
 
 use codec::Record;
 use tokio::{
@@ -21,7 +16,7 @@ use crate::{
     Tasks, clock,
     core::{
         Config, Core, Latencies,
-        event::{Action, CommandId, Event, Group, Lsn, Now, Response, SessionId},
+        event::{Action, CommandId, Event, Group, Lsn, Now, Origin, Response, SessionId, tier::News},
     },
     handle::{Filling, Handle, Input, Outboxes},
     limits,
@@ -45,8 +40,8 @@ pub fn start<S: Store>(config: Config, store: S, recovered: Recovered, tasks: &T
         store,
         outboxes,
         actions: Vec::new(),
-        unpersisted: VecDeque::new(),
-        unpersisted_bytes: 0,
+        room: if config.shared { limits::LINKS_WINDOW_BYTES } else { limits::UNPERSISTED_BYTES_MAX },
+        unpersisted: Unpersisted::default(),
         retry_at: None,
         flush: Latencies::default(),
         replies: BTreeMap::new(),
@@ -71,9 +66,11 @@ struct Driver<S> {
     store: S,
     outboxes: Arc<Outboxes>,
     actions: Vec<Action>,
-    /// Groups handed to the store and not yet durable, to hand over again if it refuses.
-    unpersisted: VecDeque<Handed>,
-    unpersisted_bytes: usize,
+    /// Groups handed to the store and not yet durable, by lane, to hand over again if it refuses.
+    unpersisted: Unpersisted,
+    /// Bytes of them above which no more input is taken. In a tier one full stream holds up its nodes, as far as
+    /// they may have bytes on the way, and nobody else.
+    room: usize,
     retry_at: Option<Instant>,
     flush: Latencies,
     replies: BTreeMap<CommandId, oneshot::Sender<Response>>,
@@ -85,6 +82,38 @@ struct Handed {
     group: Group,
     bytes: usize,
     at: Instant,
+}
+
+/// Groups that the store has, by lane and lsn.
+#[derive(Default)]
+struct Unpersisted {
+    groups: BTreeMap<(Origin, Lsn), Handed>,
+    bytes: usize,
+}
+
+impl Unpersisted {
+    fn push(&mut self, handed: Handed) {
+        self.bytes += handed.bytes;
+        self.groups.insert((Arc::clone(&handed.group.lane), handed.group.lsn), handed);
+    }
+
+    /// Takes out the groups of a lane up to `lsn`.
+    fn take(&mut self, lane: &Origin, lsn: Lsn) -> Vec<Handed> {
+        let upto = (Arc::clone(lane), 0)..=(Arc::clone(lane), lsn);
+        let keys: Vec<(Origin, Lsn)> = self.groups.range(upto).map(|(key, _)| key.clone()).collect();
+        let taken: Vec<Handed> = keys.iter().filter_map(|key| self.groups.remove(key)).collect();
+        self.bytes -= taken.iter().map(|handed| handed.bytes).sum::<usize>();
+        taken
+    }
+
+    /// Groups of a node, or of all, will not be durable by this process.
+    fn abandon(&mut self, node: &Origin) {
+        if node.is_empty() {
+            *self = Self::default();
+        } else {
+            self.take(node, Lsn::MAX);
+        }
+    }
 }
 
 /// What a turn of the loop begins with.
@@ -99,7 +128,7 @@ impl<S: Store> Driver<S> {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: tokio_util::sync::CancellationToken) {
         loop {
             let deadline = self.core().deadline();
-            let has_room = self.unpersisted_bytes < limits::UNPERSISTED_BYTES_MAX;
+            let has_room = self.unpersisted.bytes < self.room;
             // Completions before data: they free what data waits for. Time last: it is never urgent.
             let woken = tokio::select! {
                 biased;
@@ -160,7 +189,7 @@ impl<S: Store> Driver<S> {
     fn on_stored(&mut self, event: StoreEvent) {
         match event {
             StoreEvent::Persisted(lsn) => {
-                self.forget(lsn);
+                self.forget(&Origin::default(), lsn);
                 self.apply(Event::Persisted(lsn));
             }
             StoreEvent::Read { read, records } => self.apply(Event::ReadDone { read, records }),
@@ -170,6 +199,15 @@ impl<S: Store> Driver<S> {
             }
             StoreEvent::Ample => self.apply(Event::StoreAmple),
             StoreEvent::Damaged(damage) => self.apply(Event::StoreDamaged(damage)),
+            StoreEvent::Tier(news) => {
+                if let News::Written { node, lsn } = &news {
+                    self.forget(node, *lsn);
+                }
+                if let News::Fenced { node, .. } = &news {
+                    self.unpersisted.abandon(node);
+                }
+                self.apply(Event::Tier(news));
+            }
             StoreEvent::Refused { lsn, reason } => {
                 if self.retry_at.is_none() {
                     tracing::error!(lsn, reason, "the store refused a write; it is tried again");
@@ -180,11 +218,10 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn forget(&mut self, lsn: Lsn) {
+    /// Groups of a lane up to `lsn` are durable.
+    fn forget(&mut self, lane: &Origin, lsn: Lsn) {
         let now = Instant::now();
-        while self.unpersisted.front().is_some_and(|handed| handed.group.lsn <= lsn) {
-            let handed = self.unpersisted.pop_front().expect("looked at the front");
-            self.unpersisted_bytes -= handed.bytes;
+        for handed in self.unpersisted.take(lane, lsn) {
             self.flush.observe(now - handed.at);
         }
     }
@@ -192,7 +229,7 @@ impl<S: Store> Driver<S> {
     /// Hands the refused group and everything after it over again.
     fn retry(&mut self) {
         self.retry_at = None;
-        for handed in &self.unpersisted {
+        for handed in self.unpersisted.groups.values() {
             self.store.submit(handed.group.clone());
         }
     }
@@ -210,12 +247,11 @@ impl<S: Store> Driver<S> {
             match action {
                 Action::Persist(group) => {
                     let bytes = group.records.iter().map(Record::wire_len).sum();
-                    self.unpersisted_bytes += bytes;
                     // While a retry is pending the store gets nothing out of order.
                     if self.retry_at.is_none() {
                         self.store.submit(group.clone());
                     }
-                    self.unpersisted.push_back(Handed { group, bytes, at });
+                    self.unpersisted.push(Handed { group, bytes, at });
                 }
                 Action::Output { session, output } => {
                     if filling.as_ref().is_none_or(|(open, _)| *open != session) {
@@ -228,6 +264,11 @@ impl<S: Store> Driver<S> {
                     }
                 }
                 Action::Read(request) => self.store.read(request),
+                Action::Tier(ask) => {
+                    // Whatever an earlier adoption left is dropped with it.
+                    self.unpersisted.take(ask.node(), Lsn::MAX);
+                    self.store.ask(ask);
+                }
                 Action::Respond { id, mut response } => {
                     if let Response::Stats(stats) = &mut response {
                         stats.flush = self.flush.clone();

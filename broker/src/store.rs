@@ -18,7 +18,7 @@ use bytes::Bytes;
 use codec::{Class, Kind, Record};
 
 pub use self::stretches::{Extent, Stretches};
-use crate::core::event::{Group, Lsn, Origin, ReadId, ReadRequest};
+use crate::core::event::{Group, Lsn, Origin, ReadId, ReadRequest, tier};
 
 /// Where groups become durable.
 ///
@@ -36,6 +36,11 @@ pub trait Store: Send + 'static {
     /// `first`, except the gap that ends right below it. A gap that covers nothing (a change of epoch)
     /// stands right before the record that follows it; a read never ends on one unless the Log does.
     fn read(&mut self, request: ReadRequest);
+
+    /// What a tier's core asks beside: whose node is whose. A store of one process is never asked.
+    fn ask(&mut self, ask: tier::Ask) {
+        unreachable!("this store is one process's own: {ask:?}");
+    }
 
     /// The next completion. Cancel safe: a completion is taken only when `Ready` is returned.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<StoreEvent>;
@@ -59,6 +64,9 @@ pub enum StoreEvent {
     /// Nothing of them will be there after a restart. The next `submit` is tried again, with the
     /// refused lsn.
     Refused { lsn: Lsn, reason: String },
+    /// Of what the replicas of a tier share: its groups are durable by [`tier::News::Written`] alone, and
+    /// none is refused.
+    Tier(tier::News),
 }
 
 /// Something on disk that is not what was written.

@@ -249,6 +249,7 @@ impl Host {
                 StoreEvent::Ample => Event::StoreAmple,
                 StoreEvent::Damaged(damage) => Event::StoreDamaged(damage),
                 StoreEvent::Refused { lsn, reason } => Event::StoreRefused { lsn, reason },
+                StoreEvent::Tier(news) => Event::Tier(news),
             };
             self.apply(now, event);
         }
@@ -269,6 +270,7 @@ impl Host {
                     reads = true;
                 }
                 Action::Respond { response, .. } => self.responses.push(response),
+                Action::Tier(ask) => panic!("a single hub asks nobody: {ask:?}"),
             }
         }
         self.performing = false;

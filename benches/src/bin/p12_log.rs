@@ -218,7 +218,7 @@ impl Ours {
             aux: 0,
         };
         let records = vec![Record { header, body: self.frame.clone() }];
-        self.store.submit(Group { lsn: self.lsn, records });
+        self.store.submit(Group { lsn: self.lsn, lane: Default::default(), records });
     }
 }
 

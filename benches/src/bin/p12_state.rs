@@ -106,7 +106,7 @@ impl<S: Store> Bare<S> {
                     self.outputs.push_back(output);
                     self.apply(Event::Sent { session, bytes });
                 }
-                Action::Respond { .. } => {}
+                Action::Respond { .. } | Action::Tier(_) => {}
             }
         }
     }
@@ -287,7 +287,11 @@ fn overlay() -> anyhow::Result<Value> {
             seq: lsn,
             aux: 0,
         };
-        store.submit(Group { lsn, records: vec![Record { header, body: frame.clone() }] });
+        store.submit(Group {
+            lsn,
+            lane: Default::default(),
+            records: vec![Record { header, body: frame.clone() }],
+        });
         if lsn % 256 == 0 || lsn == LOG_RECORDS {
             runtime.block_on(async {
                 while !matches!(next(&mut store).await, StoreEvent::Persisted(done) if done == lsn) {}

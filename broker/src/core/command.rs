@@ -14,6 +14,26 @@ use super::{
 };
 use crate::limits;
 
+/// What a replica of a tier says to who looks for what it does not have.
+const ELSEWHERE: &str =
+    "this hub is one replica of a tier: what nodes own, and all writes of State, are in NATS";
+
+/// Whether a command is about what a tier's replicas share: this core has a mirror of the tier's own State, and of
+/// nodes only what is on its way.
+fn is_elsewhere(command: &Command, own: &Origin) -> bool {
+    match command {
+        Command::StateGet { origin, .. }
+        | Command::StateList { origin, .. }
+        | Command::StateWatch { origin, .. } => origin != own,
+        Command::StateWrite(_)
+        | Command::StateBarrier { .. }
+        | Command::Intend { .. }
+        | Command::LogRead { .. }
+        | Command::LogSeek { .. } => true,
+        _ => false,
+    }
+}
+
 fn no_stream(origin: &Origin, stream: &str) -> Response {
     Response::Refused(format!("no stream {stream} of {origin:?}"))
 }
@@ -21,6 +41,9 @@ fn no_stream(origin: &Origin, stream: &str) -> Response {
 impl Core {
     pub(super) fn on_command(&mut self, command: Command, id: CommandId) {
         let response = match command {
+            command if self.config.shared && is_elsewhere(&command, &self.own) => {
+                Response::Refused(ELSEWHERE.to_owned())
+            }
             Command::StateGet { origin, space, key } => {
                 let space = self.existing_space(&origin, &space);
                 Response::Entry(space.and_then(|index| self.spaces[index].get(&key)))

@@ -3,6 +3,8 @@
 //! Events are past tense, actions imperative. Both are plain data, so that a simulation can record,
 //! reorder and replay them.
 
+pub mod tier;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -81,6 +83,8 @@ pub enum Event {
     StoreDamaged(Damage),
     /// Administration and modules. Answered by [`Action::Respond`].
     Commanded { command: Command, id: CommandId },
+    /// In a tier: something happened to what the replicas share.
+    Tier(tier::News),
     /// The deadline that [`Core::deadline`](super::Core::deadline) named has passed.
     TimerFired,
 }
@@ -96,13 +100,18 @@ pub enum Action {
     Read(ReadRequest),
     /// Answer a command.
     Respond { id: CommandId, response: Response },
+    /// In a tier: ask what the replicas share.
+    Tier(tier::Ask),
 }
 
-/// Every durable effect of one `apply`: one atomic journal group.
+/// Every durable effect of one `apply`: one atomic journal group. In a tier, of one `apply` and one node.
 #[derive(Debug, Clone)]
 pub struct Group {
     /// Consecutive, starting after the recovered one.
     pub lsn: Lsn,
+    /// In a tier: the node that all of it belongs to; groups of different nodes are durable in any order. Empty
+    /// for what belongs to none, and everywhere else.
+    pub lane: Origin,
     /// In order of effect.
     pub records: Vec<Record>,
 }

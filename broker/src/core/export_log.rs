@@ -76,6 +76,9 @@ impl Core {
     }
 
     pub(super) fn begin_log_export(&mut self, session: SessionId, id: LogId) {
+        if self.config.shared {
+            return self.begin_down_export(session, id);
+        }
         let owned = self.owns(id);
         let link = self.links.get_mut(&session).expect("an established link");
         let stored = self.marks.get(&(link.receiver().to_owned(), id)).copied();
@@ -256,6 +259,9 @@ impl Core {
     }
 
     pub(super) fn on_export_read(&mut self, session: SessionId, id: LogId, records: &[Record]) {
+        if self.config.shared {
+            return self.on_down_read(session, id, records);
+        }
         let Some(link) = self.links.get_mut(&session) else { return };
         let Some(export) = link.logs.get_mut(&id) else { return };
         export.reading = false;
@@ -301,7 +307,7 @@ impl Core {
         self.pump_links.insert(session);
     }
 
-    fn export_record(&mut self, session: SessionId, id: LogId, record: Record) {
+    pub(super) fn export_record(&mut self, session: SessionId, id: LogId, record: Record) {
         let log = &self.logs[&id];
         let mut record = record;
         let down = log.origin.is_empty();
@@ -329,7 +335,7 @@ impl Core {
     }
 
     /// Puts a record or gap of a Log on the link and accounts for it.
-    fn send_log_record(&mut self, session: SessionId, id: LogId, mut record: Record) {
+    pub(super) fn send_log_record(&mut self, session: SessionId, id: LogId, mut record: Record) {
         let log = &self.logs[&id];
         let link = self.links.get_mut(&session).expect("an established link");
         let mut number = link.logs[&id].number;

@@ -54,7 +54,7 @@ impl Core {
             space: space.name.to_string(),
             incarnation: space.at.0,
             revision: space.durable.1,
-            run: space.lineage.run(),
+            run: space.lineage.run(), // a tier's is unknown: any replica may have written it
         })
     }
 
@@ -70,6 +70,9 @@ impl Core {
         }
         let node = Arc::clone(&peer.name);
         let space = &self.spaces[index];
+        if space.elsewhere && !space.is_whole() {
+            return; // the mirror of a new bucket is being read
+        }
         let held = |at: &&proto::StatePosition| *at.origin == *space.origin && *at.space == *space.name;
         let held = link.peer_positions.iter().find(held);
         let position = held.map_or((0, 0), |at| (at.incarnation, at.revision));
@@ -79,7 +82,8 @@ impl Core {
         // No honest receiver is ahead of the owner, nor has what another process wrote: this store was wiped,
         // rolled back, or is a copy.
         let same = reached.0 == space.at.0 && reached.1 > 0 && run != 0;
-        if reached > space.at || (same && !space.lineage.covers(reached.1, run)) {
+        let foreign = reached > space.at || (same && !space.lineage.covers(reached.1, run));
+        if foreign && !self.config.shared {
             if !self.may_mint_for(&node) {
                 return;
             }

@@ -167,6 +167,9 @@ impl Core {
     }
 
     pub(super) fn write_marks_of(&mut self, link: &Link) {
+        if self.config.shared {
+            return; // a node says itself what it holds of the one Log that it gets
+        }
         for (id, export) in &link.logs {
             let Some(mark) = export.mark.as_ref().filter(|_| export.mark_is_new) else { continue };
             let value = codec::encode(mark);

@@ -19,7 +19,7 @@ const HISTORIES_TOLD: usize = 8;
 /// Histories of one stream that are taken from another broker.
 const HISTORIES_MAX: usize = 128;
 /// Streams of one node.
-const STREAMS_MAX: usize = 256;
+pub(super) const STREAMS_MAX: usize = 256;
 
 /// Why a record of a Log is not taken.
 enum Unfit {
@@ -30,22 +30,27 @@ enum Unfit {
 }
 
 impl Core {
-    /// Whether a peer brings what belongs to this origin and name.
-    fn brings(&self, link: &Link, origin: &Origin, name: &str) -> bool {
+    /// Whose Logs and spaces a peer may bring: ranges, because a hub has those of all its nodes.
+    fn brought_by(&self, link: &Link) -> Vec<Origin> {
         match link.side {
-            Side::Below => *origin == link.peer.name || link.behind.contains(origin),
-            Side::Above => {
-                let down = name.strip_prefix("down/");
-                let mine = |node: &str| *node == *self.own || self.forwards.contains_key(node);
-                origin.is_empty() && !self.config.is_hub() && down.is_none_or(mine)
+            Side::Below => {
+                let behind = link.behind.known.keys().filter(|name| **name != link.peer.name);
+                std::iter::once(&link.peer.name).chain(behind).cloned().collect()
             }
+            Side::Above if self.config.is_hub() => Vec::new(),
+            Side::Above => vec!["".into()],
         }
+    }
+
+    /// Of the tier's, what a peer above brings: everything but what is for nodes elsewhere.
+    fn is_for_here(&self, link: &Link, name: &str) -> bool {
+        let mine = |node: &str| *node == *self.own || self.forwards.contains_key(node);
+        link.side == Side::Below || name.strip_prefix("down/").is_none_or(mine)
     }
 
     /// What this broker durably holds of the peer's Logs: of each stream the current history first, because
     /// some builds look at that alone.
     pub(super) fn marks_for(&self, link: &Link) -> Vec<proto::LogMark> {
-        let theirs = self.histories.iter().filter(|((origin, stream), _)| self.brings(link, origin, stream));
         let mark = |id: &LogId| {
             let log = &self.logs[id];
             proto::LogMark {
@@ -56,13 +61,33 @@ impl Core {
                 crc: log.crc_at(log.durable_next - 1).unwrap_or(0),
             }
         };
+        let origins = self.brought_by(link);
+        let theirs = origins.iter().flat_map(|origin| self.histories_of(origin));
+        let theirs = theirs.filter(|(stream, _)| self.is_for_here(link, stream));
         theirs.flat_map(|(_, ids)| ids.iter().rev().take(HISTORIES_TOLD).map(mark)).collect()
     }
 
+    /// The Logs of an origin: names of the streams, and their histories.
+    pub(super) fn histories_of(&self, origin: &Origin) -> impl Iterator<Item = (&Arc<str>, &Vec<LogId>)> {
+        let from = (Arc::clone(origin), Arc::from(""));
+        let all = self.histories.range(from..).take_while(move |((of, _), _)| of == origin);
+        all.map(|((_, stream), ids)| (stream, ids))
+    }
+
+    /// The spaces of an origin.
+    pub(super) fn spaces_of(&self, origin: &Origin) -> impl Iterator<Item = usize> {
+        let from = (Arc::clone(origin), Arc::from(""));
+        let all = self.space_names.range(from..).take_while(move |((of, _), _)| of == origin);
+        all.map(|(_, index)| *index)
+    }
+
     pub(super) fn positions_for(&self, link: &Link) -> Vec<proto::StatePosition> {
-        self.spaces
+        let origins = self.brought_by(link);
+        origins
             .iter()
-            .filter(|space| !space.owned && self.brings(link, &space.origin, &space.name))
+            .flat_map(|origin| self.spaces_of(origin))
+            .map(|index| &self.spaces[index])
+            .filter(|space| !space.owned)
             .map(|space| proto::StatePosition {
                 origin: space.origin.to_string(),
                 space: space.name.to_string(),
@@ -120,6 +145,9 @@ impl Core {
                 let pair = (record.header.epoch, record.header.seq);
                 let now = self.now;
                 self.follow_run(session, space);
+                if self.config.shared {
+                    self.spaces[space].barrier_elsewhere(&mut self.ledger, &record);
+                }
                 self.spaces[space].barrier(&mut self.ledger, now, pair);
                 self.ledger.after(Effect::BarrierDurable { space, pair });
                 self.ledger.after(Effect::LinkAck { session, source: number });
@@ -233,8 +261,7 @@ impl Core {
         if self.histories.get(name).is_some_and(|held| held.len() >= HISTORIES_MAX) {
             return Err(format!("stream {stream} began anew more than {HISTORIES_MAX} times: rename it"));
         }
-        let from = (Arc::clone(origin), Arc::from(""));
-        let streams = self.histories.range(from..).take_while(|((of, _), _)| of == origin);
+        let streams = self.histories_of(origin);
         // The tier's are `down/<node>`, one for each node.
         if !origin.is_empty() && !self.histories.contains_key(name) && streams.count() >= STREAMS_MAX {
             return Err(format!("node {origin} has more than {STREAMS_MAX} streams: use fewer"));
@@ -251,10 +278,12 @@ impl Core {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         let mine = log.down_to() == Some(&*self.config.name);
         let frame = (record.header.kind == Kind::LOG && mine).then(|| record.body.clone());
-        let bears_intents = mine || (self.config.is_hub() && intent::is_log(&log.stream));
+        // In a tier they stand in the Log, for whoever writes its State.
+        let owner = self.config.is_hub() && !self.config.shared;
+        let bears_intents = mine || (owner && intent::is_log(&log.stream));
         let intent = (record.header.kind == Kind::LOG && bears_intents)
             .then(|| (Arc::clone(&log.origin), record.body.clone()));
-        if record.header.kind == Kind::GAP {
+        if record.header.kind == Kind::GAP && !log::is_hole(&record) {
             self.stats.gap("received", 1);
         }
         let before = log.appended;
@@ -399,7 +428,7 @@ impl Core {
         match import {
             Import::Log { log, .. } => {
                 let id = (*log)?;
-                let log = &self.logs[&id];
+                let log = self.logs.get(&id)?;
                 if log.durable_next <= log.epochs.first().map_or(1, |(from, _)| *from) {
                     // Nothing of this history is durable, and its beginning says nothing of the one before.
                     return None;

@@ -3,13 +3,16 @@
 //! Everything that must survive goes through [`Ledger::write`]; everything that may only be said once it
 //! has survived goes through [`Ledger::after`]. There is no other way to acknowledge.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use codec::{Flags, Kind, Record, RecordHeader, proto};
 
 use super::{
-    event::{CommandId, Group, Lsn, Output, Reply, Response, SessionId},
+    event::{CommandId, Group, Lsn, Origin, Output, Reply, Response, SessionId},
     link::LinkSource,
     log::LogId,
     space::{Pair, Version},
@@ -38,21 +41,45 @@ pub(super) enum Effect {
     Thinned { log: LogId },
     /// The answer to a command.
     Respond(CommandId, Response),
+    /// A node whose link ended may be let go.
+    Release { node: Origin, session: SessionId },
 }
 
+/// What is written waits in *lanes*: what belongs to one becomes durable in order. There is one, unless this is
+/// a tier's core: there each node has its own.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     last_lsn: Lsn,
+    /// The lane of what is written now.
+    lane: Origin,
     records: Vec<Record>,
     effects: Vec<Effect>,
-    waiting: VecDeque<(Lsn, Vec<Effect>)>,
-    /// Groups up to here are durable.
-    durable: Lsn,
+    closed: VecDeque<Group>,
+    waiting: BTreeMap<Origin, VecDeque<(Lsn, Vec<Effect>)>>,
+    ready: Vec<Effect>,
 }
 
 impl Ledger {
     pub(super) fn new(last_lsn: Lsn) -> Self {
-        Self { last_lsn, durable: last_lsn, ..Self::default() }
+        Self { last_lsn, ..Self::default() }
+    }
+
+    /// What is written from here on belongs to this node.
+    pub(super) fn enter(&mut self, lane: &Origin) {
+        if self.lane != *lane {
+            self.end_group();
+            self.lane = Arc::clone(lane);
+        }
+    }
+
+    /// What a node's lane waits for will never be durable here, and never be said.
+    pub(super) fn abandon(&mut self, lane: &Origin) {
+        if self.lane == *lane {
+            self.records.clear();
+            self.effects.clear();
+        }
+        self.closed.retain(|group| group.lane != *lane);
+        self.waiting.remove(lane);
     }
 
     /// Adds a record to the group of this `apply`.
@@ -83,20 +110,30 @@ impl Ledger {
         self.effects.push(effect);
     }
 
-    /// Ends the `apply`: the group to persist, if anything was written.
+    /// Ends the `apply`: the groups to persist, one at a time.
     pub(super) fn close(&mut self) -> Option<Group> {
+        self.end_group();
+        self.closed.pop_front()
+    }
+
+    fn end_group(&mut self) {
+        let effects = std::mem::take(&mut self.effects);
         if self.records.is_empty() {
-            if !self.effects.is_empty() {
-                // Nothing new was written; the effects depend on what was written before.
-                let effects = std::mem::take(&mut self.effects);
-                self.waiting.push_back((self.last_lsn, effects));
+            if effects.is_empty() {
+                return;
             }
-            return None;
+            // Nothing new was written; the effects depend on what was written before.
+            match self.waiting.get_mut(&self.lane).and_then(VecDeque::back_mut) {
+                Some((_, waiting)) => waiting.extend(effects),
+                None => self.ready.extend(effects),
+            }
+            return;
         }
         self.last_lsn += 1;
-        let effects = std::mem::take(&mut self.effects);
-        self.waiting.push_back((self.last_lsn, effects));
-        Some(Group { lsn: self.last_lsn, records: std::mem::take(&mut self.records) })
+        let lane = Arc::clone(&self.lane);
+        let records = std::mem::take(&mut self.records);
+        self.waiting.entry(Arc::clone(&lane)).or_default().push_back((self.last_lsn, effects));
+        self.closed.push_back(Group { lsn: self.last_lsn, lane, records });
     }
 
     /// True if an effect would happen at once: everything written is durable.
@@ -104,18 +141,20 @@ impl Ledger {
         self.waiting.is_empty() && self.records.is_empty()
     }
 
-    /// Groups up to `lsn` are durable.
-    pub(super) fn persisted(&mut self, lsn: Lsn) {
-        self.durable = self.durable.max(lsn);
+    /// Groups of a lane up to `lsn` are durable.
+    pub(super) fn persisted(&mut self, lane: &Origin, lsn: Lsn) {
+        let Some(waiting) = self.waiting.get_mut(lane) else { return };
+        while waiting.front().is_some_and(|(at, _)| *at <= lsn) {
+            self.ready.extend(waiting.pop_front().expect("looked at the front").1);
+        }
+        if waiting.is_empty() {
+            self.waiting.remove(lane);
+        }
     }
 
     /// What may happen because all that it depends on is durable.
     pub(super) fn ready(&mut self) -> Vec<Effect> {
-        let mut ready = Vec::new();
-        while self.waiting.front().is_some_and(|(at, _)| *at <= self.durable) {
-            ready.extend(self.waiting.pop_front().expect("looked at the front").1);
-        }
-        ready
+        std::mem::take(&mut self.ready)
     }
 }
 

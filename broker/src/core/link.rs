@@ -59,6 +59,8 @@ pub(super) enum Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     AwaitingHello,
+    /// Hello came to a tier: its node is being adopted.
+    Adopting,
     /// Hello came; Welcome waits for the disk.
     Greeting,
     AwaitingWelcome,
@@ -113,14 +115,14 @@ pub(super) struct Link {
     early: Vec<Record>,
     early_bytes: usize,
     /// Hello or Welcome waits until what earlier sessions brought is durable.
-    greeting: Option<Greeting>,
+    pub(super) greeting: Option<Greeting>,
 }
 
 /// What this side says first. It names positions, and they must be all that is held: what an earlier session
 /// brought and the disk does not have yet would be taken for what this one sends, even if the peer has
 /// another history since.
 #[derive(Debug)]
-enum Greeting {
+pub(super) enum Greeting {
     Hello,
     Welcome(Box<proto::Hello>),
 }
@@ -322,7 +324,7 @@ impl Core {
         }
     }
 
-    fn greet_once_durable(&mut self, session: SessionId, greeting: Greeting) {
+    pub(super) fn greet_once_durable(&mut self, session: SessionId, greeting: Greeting) {
         self.links.get_mut(&session).expect("a link to greet").greeting = Some(greeting);
         if self.refusing {
             // The disk may be full for long; a link is worth more than what this guards against.
@@ -362,10 +364,14 @@ impl Core {
         }
         self.release_all(session, &std::mem::take(&mut link.present));
         self.fail_all_requests(&std::mem::take(&mut link.asked));
+        self.release_later(session, &link.peer.name);
         self.grant_anew();
     }
 
     pub(super) fn on_link_received(&mut self, session: SessionId, records: Vec<Record>) {
+        if let Some(link) = self.links.get(&session).filter(|_| self.config.shared) {
+            self.ledger.enter(&link.peer.name);
+        }
         for record in records {
             let Some(link) = self.links.get_mut(&session) else { return };
             let phase = link.phase;
@@ -476,6 +482,10 @@ impl Core {
         let admitted = self.admit(&peer).and_then(|()| self.claim(session, &peer.name, &present));
         if let Err(refusal) = admitted {
             self.refuse_with(session, refusal);
+            return Ok(());
+        }
+        if self.config.shared {
+            self.adopt(session, peer, hello);
             return Ok(());
         }
         self.links.get_mut(&session).expect("the link that said hello").phase = Phase::Greeting;

@@ -311,6 +311,12 @@ pub(super) fn range_of(record: &Record) -> (u64, u64) {
     }
 }
 
+/// Whether a gap stands for seqs that were never of this Log.
+pub(super) fn is_hole(record: &Record) -> bool {
+    let gap = codec::decode::<proto::Gap>(record.body.clone());
+    gap.is_ok_and(|gap| gap.reason() == proto::GapReason::NotHere)
+}
+
 /// A gap record for seqs that are not there any more.
 pub(super) fn gap(log: &Log, from: u64, to: u64, reason: proto::GapReason) -> Record {
     let gap =

@@ -216,6 +216,9 @@ impl Core {
     pub(super) fn on_log_durable(&mut self, id: LogId, seq: u64) {
         let log = self.logs.get_mut(&id).expect("a Log's id is valid");
         log.durable_next = log.durable_next.max(seq + 1);
+        if self.config.shared {
+            log.kept.free_below(seq); // it is kept elsewhere
+        }
         let is_it = |record: &&codec::Record| record.header.kind == Kind::LOG && record.header.seq == seq;
         let Some(record) = log.in_tail(seq).filter(is_it).cloned() else {
             return self.pump_exports_of(id); // a gap, which is passed on in its place
@@ -331,7 +334,8 @@ impl Core {
             self.forward_request(node, inbox, &message.frame);
             return Ok(());
         }
-        if self.takes_no_data() {
+        // In a tier what is for a node goes to the Log that the replicas share, not through a core.
+        if self.takes_no_data() || self.config.shared {
             self.stats.drop(DropReason::StoreUnavailable);
             return Err(PublishRefusal::StoreUnavailable);
         }

@@ -47,12 +47,13 @@ impl Core {
             rng: super::seeded(config.seed),
             ledger: Ledger::new(recovered.last_lsn),
             out: Vec::new(),
-            sources: Vec::new(),
+            last_source: 0,
             logs: BTreeMap::new(),
             log_names: BTreeMap::new(),
             histories: BTreeMap::new(),
             spaces: Vec::new(),
             space_names: BTreeMap::new(),
+            vacant: Vec::new(),
             watches: BTreeMap::new(),
             collecting: false,
             sweeping: false,
@@ -69,6 +70,8 @@ impl Core {
             marks: BTreeMap::new(),
             acks_owed: BTreeSet::new(),
             claims: BTreeMap::new(),
+            adopted: BTreeMap::new(),
+            awaiting_mirror: BTreeSet::new(),
             generations: BTreeMap::new(),
             requests: Requests::default(),
             forwards: BTreeMap::new(),
@@ -123,7 +126,7 @@ impl Core {
                 SourceKind::Live => {}
             }
         }
-        self.sources = sources;
+        self.last_source = sources.last().map_or(0, |source| source.number);
         for fact in recovered.locals.iter().filter(|fact| fact.kind == Kind::TABLE) {
             let id = LogId::from_be_bytes(fact.key[..].try_into().unwrap_or_default());
             if let (Some(log), Ok(table)) = (self.logs.get_mut(&id), codec::decode(fact.value.clone())) {
@@ -229,6 +232,9 @@ impl Core {
 
     /// A new incarnation, greater than `above`: every owned entry gets a revision of it.
     pub(super) fn mint_above(&mut self, above: u64) {
+        if self.config.shared {
+            return; // what the replicas share has its own incarnation
+        }
         let wall_ms = self.now.wall_us / 1000;
         let minted = wall_ms << 20 | u64::from(self.rng.random::<u32>() >> 12);
         let greatest = self.spaces.iter().map(|space| space.at.0).max().unwrap_or(0);

@@ -189,6 +189,9 @@ impl Core {
 
     /// A Log has grown: what is too much goes, or begins to.
     pub(super) fn keep_policy(&mut self, id: LogId) {
+        if self.config.shared {
+            return; // what the replicas share has a policy of its own
+        }
         let log = &self.logs[&id];
         if log.policy.age_limit().is_some() && !log.upkeep.age_armed && !self.passes_on(id) {
             self.arm_age(id, AGE_RETRY);
@@ -236,6 +239,9 @@ impl Core {
 
     /// The older histories of a stream together keep at most half of its quota, however often it begins anew.
     pub(super) fn bound_older_histories(&mut self, current: LogId) {
+        if self.config.shared {
+            return;
+        }
         let log = &self.logs[&current];
         let max = log.policy.bytes_max / 2;
         let older = self.histories.get(&log.name()).cloned().unwrap_or_default();
@@ -460,6 +466,7 @@ pub(super) fn name_of(reason: proto::GapReason) -> &'static str {
         proto::GapReason::Corruption => "corruption",
         proto::GapReason::Acknowledged => "acknowledged",
         proto::GapReason::Refused => "refused",
+        proto::GapReason::NotHere => "not_here",
         proto::GapReason::Unspecified => "unspecified",
     }
 }

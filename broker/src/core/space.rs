@@ -13,10 +13,12 @@
 //! | `window` | the bounded list of recent changes |
 //! | `horizon` | which tombstones are no longer kept |
 //! | `lineage` | which process wrote which revisions |
+//! | `mirror` | spaces whose entries are kept by what replicas share |
 //! | `scope` | what concerns one receiver of a space that each sees only in part |
 
 mod horizon;
 mod lineage;
+mod mirror;
 pub(super) mod scope;
 mod window;
 
@@ -84,6 +86,9 @@ pub(super) struct Space {
     pub(super) lineage: Lineage,
     /// The incarnation whose barrier is durable.
     complete_in: u64,
+    /// In a tier: what replicas share keeps the entries. Of a node's space one is held until it is durable, and
+    /// no longer; an owned one is a mirror.
+    pub(super) elsewhere: bool,
     /// Of a scoped space that this broker owns.
     pub(super) scopes: scope::Scopes,
     pub(super) window: Option<Window>,
@@ -137,6 +142,7 @@ impl Space {
             horizon: Horizon::default(),
             lineage: Lineage::default(),
             complete_in: 0,
+            elsewhere: false,
             scopes: scope::Scopes::default(),
             window: None,
             watchers: BTreeSet::new(),
@@ -391,8 +397,10 @@ impl Space {
 
     /// This version is durable: it may be exported, watched and acknowledged.
     pub(super) fn persisted(&mut self, key: &Arc<str>, version: Version, mono: Duration) {
-        self.durable = self.durable.max(version.pair);
-        self.seen = self.seen.max(version.local);
+        if !(self.elsewhere && self.owned) {
+            self.durable = self.durable.max(version.pair);
+            self.seen = self.seen.max(version.local);
+        }
         let Some(entry) = self.entries.get_mut(key) else { return };
         // Until now the index named the version that was durable before this one.
         let previous = entry.durable.take();
@@ -410,6 +418,11 @@ impl Space {
             entry.durable = Some(version.clone());
         }
         self.follow_want(key, &version);
+        if self.elsewhere && !self.owned {
+            self.changes.remove(&version.local);
+            self.tombstones.remove(&version.local);
+            return self.forget_durable(key, &version);
+        }
         if let Some(window) = &mut self.window {
             window.push(Change { key: Arc::clone(key), previous, new: version });
         }

@@ -15,6 +15,7 @@ use super::{
     event::{
         Action, Command, Condition, Event, Expect, Front, Group, LinkOpen, Now, Output, Peer, Response, Role,
         SessionId, SessionOpen, StateChange, StateEvent, StateOp,
+        tier::{Ask, News},
     },
 };
 use crate::store::{Store, StoreEvent, mem::MemStore};
@@ -25,6 +26,12 @@ pub(super) struct Host {
     pub(super) core: Core,
     pub(super) store: MemStore,
     waiting: Vec<Group>,
+    /// What a tier's core asked.
+    pub(super) asks: VecDeque<Ask>,
+    /// In a tier: what reads of a node's `down` find, two at a time.
+    pub(super) shelf: Vec<Record>,
+    /// What it wrote.
+    pub(super) written: Vec<Record>,
     pub(super) mono: Duration,
     pub(super) responses: BTreeMap<u64, Response>,
     pub(super) seen: BTreeMap<SessionId, Vec<StateEvent>>,
@@ -49,6 +56,9 @@ impl Host {
             config,
             store: MemStore::new(),
             waiting: Vec::new(),
+            asks: VecDeque::new(),
+            written: Vec::new(),
+            shelf: Vec::new(),
             mono: Duration::ZERO,
             responses: BTreeMap::new(),
             seen: BTreeMap::new(),
@@ -98,6 +108,7 @@ impl Host {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        let mut reads = Vec::new();
         for action in actions {
             match action {
                 Action::Persist(group) => self.waiting.push(group),
@@ -110,11 +121,18 @@ impl Host {
                     }
                 }
                 Action::Respond { id, response } => drop(self.responses.insert(id, response)),
+                Action::Tier(ask) => self.asks.push_back(ask),
+                Action::Read(request) if self.config.shared => reads.push(request),
                 Action::Read(request) => {
                     self.store.read(request);
                     self.take_reads();
                 }
             }
+        }
+        for request in reads {
+            let records = self.shelf.iter().filter(|record| record.header.seq >= request.from);
+            let records = records.take(2).cloned().collect();
+            self.apply(Event::ReadDone { read: request.read, records });
         }
     }
 
@@ -130,6 +148,13 @@ impl Host {
     pub(super) fn persist(&mut self) {
         while !self.waiting.is_empty() {
             let groups = std::mem::take(&mut self.waiting);
+            if self.config.shared {
+                for group in groups {
+                    self.written.extend(group.records.iter().cloned());
+                    self.apply(Event::Tier(News::Written { node: group.lane, lsn: group.lsn }));
+                }
+                continue;
+            }
             let last = groups.last().expect("not empty").lsn;
             groups.into_iter().for_each(|group| self.store.submit(group));
             self.store.flush_some(usize::MAX);
@@ -278,8 +303,12 @@ pub(super) struct Pair {
 
 impl Pair {
     pub(super) fn new() -> Self {
+        Self::with(Host::hub(None))
+    }
+
+    pub(super) fn with(hub: Host) -> Self {
         let node = Host::new(Config::node("n1", [1; 16], 11));
-        Self { hub: Host::hub(None), node, link: None, sent_down: Vec::new() }
+        Self { hub, node, link: None, sent_down: Vec::new() }
     }
 
     pub(super) fn link_up(&mut self) {

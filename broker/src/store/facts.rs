@@ -251,7 +251,7 @@ pub(crate) mod samples {
     }
 
     pub(crate) fn group(lsn: Lsn, records: Vec<Record>) -> Group {
-        Group { lsn, records }
+        Group { lsn, lane: Default::default(), records }
     }
 }
 

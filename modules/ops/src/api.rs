@@ -119,6 +119,7 @@ pub fn reason(reason: proto::GapReason) -> &'static str {
         proto::GapReason::Corruption => "corruption",
         proto::GapReason::Acknowledged => "acknowledged",
         proto::GapReason::Refused => "refused",
+        proto::GapReason::NotHere => "not-here",
         proto::GapReason::Unspecified => "unspecified",
     }
 }

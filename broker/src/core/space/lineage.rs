@@ -21,6 +21,11 @@ const RUNS_MAX: usize = 64;
 pub(in crate::core) struct Lineage(Vec<(u64, u64)>);
 
 impl Lineage {
+    /// Of a replica: its position was brought by this run.
+    pub(super) fn of(run: u64) -> Self {
+        Self(if run == 0 { Vec::new() } else { vec![(0, run)] })
+    }
+
     /// The run that is current: the owner's own, or the one that a replica heard last. 0 = none.
     pub(in crate::core) fn run(&self) -> u64 {
         self.0.last().map_or(0, |(_, run)| *run)

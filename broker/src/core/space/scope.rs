@@ -280,8 +280,11 @@ impl Space {
 
     /// The owner has listed its source, and everything that concerns this broker is here.
     pub(in crate::core) fn is_complete(&self, own: &str) -> bool {
-        if self.owned || !self.scoped {
-            return self.owned || self.complete_in == self.at.0;
+        if self.owned {
+            return !self.elsewhere || self.is_whole();
+        }
+        if !self.scoped {
+            return self.complete_in == self.at.0;
         }
         let barrier = self.visible(BARRIER).filter(|held| !held.tombstone && held.pair.0 == self.at.0);
         let Some(barrier) = barrier else { return false };

@@ -371,6 +371,7 @@ impl<'a> Run<'a> {
                     (None, response) => self.answer = Some(response),
                     (asked, response) => panic!("{asked:?} is answered by {response:?}"),
                 },
+                Action::Tier(ask) => panic!("no tier here: {ask:?}"),
             }
         }
     }
@@ -389,6 +390,7 @@ impl<'a> Run<'a> {
             StoreEvent::Low { reason } => panic!("{reason}"),
             StoreEvent::Damaged(damage) => panic!("a crash damages nothing: {damage}"),
             StoreEvent::Ample => {}
+            StoreEvent::Tier(news) => panic!("no tier here: {news:?}"),
             StoreEvent::Refused { lsn, reason } => {
                 self.apply(Event::StoreRefused { lsn, reason });
                 for group in self.unpersisted.clone() {
