@@ -144,6 +144,7 @@ impl Broker {
                 Action::Persist(group) => self.store.submit(group),
                 Action::Read(request) => self.store.read(request),
                 Action::Respond { response, .. } => self.responses.push_back(response),
+                Action::Tier(ask) => panic!("no tier here: {ask:?}"),
                 Action::Output { session, output } => {
                     let bytes = output.cost();
                     match output {
@@ -182,6 +183,7 @@ impl Broker {
                     StoreEvent::Low { reason } => Event::StoreLow { reason },
                     StoreEvent::Ample => Event::StoreAmple,
                     StoreEvent::Damaged(damage) => Event::StoreDamaged(damage),
+                    StoreEvent::Tier(news) => Event::Tier(news),
                 });
             }
             if self.core.deadline().is_some_and(|at| at <= self.now - self.started) {
