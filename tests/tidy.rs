@@ -32,12 +32,12 @@ const NAMED_IN: [(&str, &[&str]); 15] = [
     ("prost", &["codec/"]),
     ("protox", &["codec/"]),
     ("lz4_flex", &["codec/"]),
-    ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity"]),
+    ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity", "loadtest/src/pki"]),
     (
         "x509_parser",
         &["broker/src/link/identity", "cloudhub/src/ca", "cloudhub/src/renew", "edgehub/src/identity"],
     ),
-    ("toml", &["modules/ops/src/config", "broker/src/front/auth"]),
+    ("toml", &["modules/ops/src/config", "broker/src/front/auth", "loadtest/src/scenario"]),
     ("tracing_subscriber", &["modules/ops/src/logging"]),
     ("clap_complete", &["src/"]),
 ];

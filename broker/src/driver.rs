@@ -173,8 +173,8 @@ impl<S: Store> Driver<S> {
         let mut applied = 0;
         while let Some(input) = next {
             match input {
-                Input::Event { event, _permit } => self.apply(event),
-                Input::Command { command, reply } => {
+                Input::Event { event, _permit, member: _ } => self.apply(event),
+                Input::Command { command, reply, member: _ } => {
                     let id = self.next_command;
                     self.next_command += 1;
                     self.replies.insert(id, reply);

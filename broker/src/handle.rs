@@ -24,6 +24,8 @@ pub struct Stopped;
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
+    /// Which of the brokers behind one driver; see [`fleet`](crate::fleet). 0 where there is one.
+    member: u32,
 }
 
 #[derive(Debug)]
@@ -42,10 +44,12 @@ pub(crate) type Outboxes = Mutex<HashMap<SessionId, Arc<OutboxShared>, foldhash:
 pub(crate) enum Input {
     /// The permit is given back when the event has been applied.
     Event {
+        member: u32,
         event: Event,
         _permit: Option<OwnedSemaphorePermit>,
     },
     Command {
+        member: u32,
         command: Command,
         reply: oneshot::Sender<Response>,
     },
@@ -61,7 +65,12 @@ impl Handle {
             next_session: AtomicU64::new(1),
             outboxes: Arc::clone(&outboxes),
         };
-        (Self { shared: Arc::new(shared) }, receiver, outboxes)
+        (Self { shared: Arc::new(shared), member: 0 }, receiver, outboxes)
+    }
+
+    /// The same driver's way to another of its brokers.
+    pub(crate) fn of_member(&self, member: u32) -> Self {
+        Self { shared: Arc::clone(&self.shared), member }
     }
 
     /// A number and an outbox for a new session. Tell the broker with [`Event::SessionOpened`] or
@@ -90,7 +99,7 @@ impl Handle {
             let budget = Arc::clone(&self.shared.budget);
             Some(budget.acquire_many_owned(permits).await.map_err(|_closed| Stopped)?)
         };
-        let input = Input::Event { event, _permit: permit };
+        let input = Input::Event { member: self.member, event, _permit: permit };
         self.shared.inputs.send(input).await.map_err(|_closed| Stopped)
     }
 
@@ -100,7 +109,8 @@ impl Handle {
     /// The broker has stopped.
     pub async fn call(&self, command: Command) -> Result<Response, Stopped> {
         let (reply, answer) = oneshot::channel();
-        self.shared.inputs.send(Input::Command { command, reply }).await.map_err(|_closed| Stopped)?;
+        let input = Input::Command { member: self.member, command, reply };
+        self.shared.inputs.send(input).await.map_err(|_closed| Stopped)?;
         answer.await.map_err(|_closed| Stopped)
     }
 }

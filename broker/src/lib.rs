@@ -4,6 +4,7 @@ pub mod clock;
 pub mod core;
 pub mod driver;
 pub mod enroll;
+pub mod fleet;
 pub mod front;
 pub mod handle;
 pub mod instance;

@@ -1,4 +1,5 @@
-//! What a hub adds to the administration socket: `POST /v1/tokens`.
+//! What a hub adds to the administration socket: `POST /v1/tokens`, and `POST /v1/identities` for whoever
+//! issues certificates with the tier's own CA.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ca::Authority,
+    enrol::{self, EnrolError},
     registry::Registry,
     token::{self, CreateError, TokenRequest},
 };
@@ -42,9 +44,45 @@ pub struct TokenRow {
     pub ttl_s: u64,
 }
 
-/// The route, to be merged into the administration's.
+/// Body of `POST /v1/identities`: nodes whose certificates, of generation 1, were issued with the tier's CA by
+/// whoever holds it. All are enrolled with this one key, or none is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdentityOrder {
+    /// SHA-256 of the key's SubjectPublicKeyInfo, in hex.
+    pub key: String,
+    /// At most [`enrol::NODES_MAX`] names.
+    pub nodes: Vec<String>,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdentityRow {
+    /// So many are new; the others were enrolled with this key already.
+    pub enrolled: usize,
+}
+
+/// The routes, to be merged into the administration's.
 pub fn router(authority: Arc<Authority>, registry: Registry) -> Router {
-    Router::new().route("/v1/tokens", post(create)).with_state((authority, registry))
+    Router::new()
+        .route("/v1/tokens", post(create))
+        .route("/v1/identities", post(enrol_many))
+        .with_state((authority, registry))
+}
+
+async fn enrol_many(
+    State((_authority, registry)): State<(Arc<Authority>, Registry)>,
+    Json(order): Json<IdentityOrder>,
+) -> Result<Json<IdentityRow>, Refusal> {
+    let enrolled = enrol::enrol(&registry, &order.nodes, &order.key).await.map_err(|error| {
+        let status = match &error {
+            EnrolError::Name(_) | EnrolError::Key | EnrolError::TooMany => StatusCode::BAD_REQUEST,
+            EnrolError::Taken(_) => StatusCode::CONFLICT,
+            EnrolError::Registry(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Refusal::new(status, error.to_string())
+    })?;
+    Ok(Json(IdentityRow { enrolled }))
 }
 
 async fn create(

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod authorizer;
 pub mod bootstrap;
 pub mod ca;
+pub mod enrol;
 pub mod fabric;
 pub mod hub;
 pub mod registry;

@@ -16,6 +16,7 @@ mod nothing_acknowledged_is_lost;
 mod nothing_grows;
 mod operations;
 mod scripts_on_real_processes;
+mod simulated_fleets;
 mod state_reaches_its_nodes;
 mod the_harness_itself;
 mod two_machines;

@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -26,7 +27,17 @@ pub struct Counters {
     pub up: AtomicU64,
     /// Handshakes that failed, were refused or took too long.
     pub handshakes_failed: AtomicU64,
+    /// Who wants every round trip, not the last alone.
+    observer: OnceLock<Observer>,
     ended: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+struct Observer(Box<dyn Fn(Duration) + Send + Sync>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
 }
 
 /// One direction of one class.
@@ -58,6 +69,12 @@ impl Counters {
         self.ended.lock().expect("no panic under this lock").clone()
     }
 
+    /// Has every round trip that a heartbeat measures told to `observer`, which must not block. Once for a
+    /// set of counters: a later observer is not told.
+    pub fn observe_round_trips(&self, observer: impl Fn(Duration) + Send + Sync + 'static) {
+        drop(self.observer.set(Observer(Box::new(observer))));
+    }
+
     pub(super) fn count_end(&self, why: &'static str) {
         *self.ended.lock().expect("no panic under this lock").entry(why).or_default() += 1;
     }
@@ -65,5 +82,8 @@ impl Counters {
     pub(super) fn measured(&self, rtt: Duration, clock_offset_us: i64) {
         self.rtt_us.store(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX), Relaxed);
         self.clock_offset_us.store(clock_offset_us, Relaxed);
+        if let Some(Observer(observer)) = self.observer.get() {
+            observer(rtt);
+        }
     }
 }

@@ -87,7 +87,8 @@ impl Backoff {
         Self { base, cap, attempts: 0 }
     }
 
-    fn next(&mut self) -> Duration {
+    /// The delay before the next attempt.
+    pub fn delay(&mut self) -> Duration {
         let bound = self.base.saturating_mul(1 << self.attempts.min(16)).min(self.cap);
         self.attempts = self.attempts.saturating_add(1);
         // Without randomness the middle is as good as any point.
@@ -98,10 +99,11 @@ impl Backoff {
     /// Not sooner than half of the bound: for what nobody waits for.
     fn next_late(&mut self) -> Duration {
         let bound = self.base.saturating_mul(1 << self.attempts.min(16)).min(self.cap);
-        (bound + self.next()) / 2
+        (bound + self.delay()) / 2
     }
 
-    fn reset(&mut self) {
+    /// Starts over: there was proof of life.
+    pub fn reset(&mut self) {
         self.attempts = 0;
     }
 
@@ -370,7 +372,7 @@ impl Dialling {
         }
         if self.attempts.iter().any(|attempt| attempt.welcomed.is_some()) {
             // The replacement failed, the suspect link still stands; try again later.
-            self.next_at = Some(Instant::now() + self.dialler.backoff.next());
+            self.next_at = Some(Instant::now() + self.dialler.backoff.delay());
             return;
         }
         if !self.attempts.is_empty() {
@@ -378,7 +380,7 @@ impl Dialling {
             return;
         }
         // A hub's wish is a floor, jittered upward: it gives the same to many.
-        let delay = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX) + self.dialler.backoff.next();
+        let delay = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX) + self.dialler.backoff.delay();
         (self.next_at, self.next_is_probe) = (Some(Instant::now() + delay), false);
         self.show(State::Backoff, Some(error));
     }

@@ -6,6 +6,7 @@
 //! connection's window, and that less than the send window, so no class that is not read can stop another.
 
 mod congestion;
+mod shared;
 
 use std::{
     fmt, io,
@@ -36,6 +37,8 @@ use super::{
     stream::{ReadSide, StreamCode, WriteSide},
     tls::{self, PeerError, TierSecret, TlsError},
 };
+
+pub use shared::QuicSocket;
 
 /// Windows and streams of one end.
 #[derive(Debug, Clone, Copy)]

@@ -26,6 +26,8 @@ pub struct MemStore {
     waiting: VecDeque<Group>,
     events: VecDeque<StoreEvent>,
     auto: bool,
+    /// Keeps what can be read, and nothing to recover from.
+    only_logs: bool,
     refusing: Option<String>,
     waker: Option<Waker>,
 }
@@ -41,6 +43,13 @@ impl MemStore {
     #[must_use]
     pub fn auto() -> Self {
         Self { auto: true, ..Self::default() }
+    }
+
+    /// As [`MemStore::auto`], for a broker that is never started again: keeps Logs, which are read, and forgets
+    /// what is needed to [`recover`](Self::recover) only.
+    #[must_use]
+    pub fn of_logs() -> Self {
+        Self { auto: true, only_logs: true, ..Self::default() }
     }
 
     /// Makes every waiting group durable.
@@ -60,7 +69,12 @@ impl MemStore {
             self.waiting.clear();
             self.events.push_back(StoreEvent::Refused { lsn, reason: reason.clone() });
         } else {
-            for group in self.waiting.drain(..count) {
+            for mut group in self.waiting.drain(..count) {
+                if self.only_logs {
+                    group
+                        .records
+                        .retain(|record| matches!(record.header.kind, Kind::LOG | Kind::GAP | Kind::TABLE));
+                }
                 self.image.apply(group);
             }
             self.events.push_back(StoreEvent::Persisted(self.image.last_lsn));

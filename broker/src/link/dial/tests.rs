@@ -103,9 +103,9 @@ fn delays_are_spread_below_a_bound_that_doubles_to_its_cap() {
     let mut backoff = Backoff::default();
     let bounds_ms = [500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000];
     for bound_ms in bounds_ms {
-        assert!(backoff.next() <= Duration::from_millis(bound_ms));
+        assert!(backoff.delay() <= Duration::from_millis(bound_ms));
     }
-    let late: Vec<_> = (0..100).map(|_| backoff.next()).collect();
+    let late: Vec<_> = (0..100).map(|_| backoff.delay()).collect();
     assert!(late.iter().max() > late.iter().min().map(|least| *least + Duration::from_secs(10)).as_ref());
 }
 

@@ -1,0 +1,27 @@
+//! Simulated fleets: thousands of nodes per process, each the agent's own link and session code.
+//!
+//! ```text
+//!  director ──orders──▶ worker (a process) ── nodes ── sockets ══QUIC══▶ hub(s)
+//!     │    ◀──news────   one core driver for all (broker::fleet)          ▲
+//!     └── enrols, kills and starts hubs, asks them what arrived ──────────┘
+//! ```
+//!
+//! The director is the process that a person starts. It takes no part in the traffic: nodes run in processes
+//! of their own, so that the memory and CPU of a node can be told from everything else. A worker does what a
+//! line on its standard input says and answers with lines on its standard output ([`wire`]).
+//!
+//! It aims only at addresses that it was given, or at a hub that it started itself.
+
+pub mod crew;
+pub mod director;
+pub mod gate;
+pub mod hub;
+pub mod node;
+pub mod pki;
+pub mod process;
+pub mod progress;
+pub mod report;
+pub mod scenario;
+pub mod wire;
+pub mod worker;
+pub mod workers;
