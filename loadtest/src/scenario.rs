@@ -204,15 +204,15 @@ impl Keys {
         let count = |min: u64, max: u64| {
             move |text: &str| units::count(text, min, max).map(|n| u32::try_from(n).unwrap_or(u32::MAX))
         };
+        let second = Duration::from_secs(1);
         let size = |text: &str| match units::size(text)? {
             bytes @ 32..=1_000_000 => Ok(u32::try_from(bytes).unwrap_or(u32::MAX)),
             _ => Err("between 32 bytes and 1 MB".to_owned()),
         };
         let heartbeat = |text: &str| match units::duration(text)? {
-            period if period >= Duration::from_millis(100) => Ok(period),
-            _ => Err("at least 100ms".to_owned()),
+            period if (second..=600 * second).contains(&period) => Ok(period),
+            _ => Err("between 1s and 10m, as hubs permit".to_owned()),
         };
-        let second = Duration::from_secs(1);
         Some(Scenario {
             nodes: self.take("nodes", Ok(1000), count(1, 1_000_000))?,
             prefix: self.take("prefix", Ok("load".to_owned()), |text| {

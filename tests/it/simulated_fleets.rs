@@ -27,12 +27,11 @@ fn passes(args: &[&str]) -> Value {
 
 #[test]
 fn steady_counts_every_heartbeat() {
-    let line =
-        passes(&["steady", "--nodes", "200", "--heartbeat", "500ms", "--hold", "3s", "--processes", "2"]);
+    let line = passes(&["steady", "--nodes", "200", "--heartbeat", "1s", "--hold", "4s", "--processes", "2"]);
     assert_eq!((line["connected"].as_u64(), line["failed"].as_u64()), (Some(200), Some(0)));
-    // Six rounds of 200; the first and the last may fall out of the watch.
+    // Four rounds of 200; one more or less may fall into the watch.
     let heartbeats = line["heartbeats"].as_u64().unwrap();
-    assert!((200..=1400).contains(&heartbeats), "{heartbeats} heartbeats");
+    assert!((400..=1200).contains(&heartbeats), "{heartbeats} heartbeats");
     for key in ["hub_rss_bytes_per_node", "node_rss_bytes", "heartbeat_p50_us", "hub_cpu_us_per_heartbeat"] {
         assert!(line[key].is_number(), "{key} of {line}");
     }
