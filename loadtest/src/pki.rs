@@ -114,7 +114,8 @@ pub fn prepare(
         return Err(PkiError::NoTier(data.to_owned()));
     }
     let authority = Authority::open(data, None)?;
-    private::create_dir(folder)?;
+    let io = |source| PkiError::Io { doing: "create", path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(io)?;
     let folder = folder.join(&enroll::hex(&authority.certificate_sha256())[..16]);
     private::create_dir(&folder)?;
     let key = key(&folder)?;
