@@ -11,7 +11,7 @@ use broker::{
 use codec::proto::{Refusal, RefusalReason};
 
 use crate::{
-    registry::{Enrolment, Registry},
+    registry::{Enrolment, Registry, RegistryError},
     renew,
 };
 
@@ -38,11 +38,17 @@ impl Authorizer {
     /// What the peer is told; it says what to do.
     pub async fn authorize(&self, certificate: PeerCertificate) -> Result<(), Refusal> {
         let name = self.node_name(&certificate)?;
-        let enrolment = self.registry.enrolment(&name).await.map_err(|error| {
-            tracing::error!(node = %name, %error, "cannot decide about a node");
+        let unreadable = |error: RegistryError| {
+            tracing::error!(node = %name, error = %error, "cannot decide about a node");
             let message = "the hub cannot read its State now; try again".to_owned();
             Refusal { reason: RefusalReason::Overloaded.into(), message, retry_after_ms: RETRY_MS }
-        })?;
+        };
+        let seen = self.registry.enrolment_seen(&name).await.map_err(unreadable)?;
+        if decide(&certificate, seen.as_ref()).is_ok() {
+            return Ok(());
+        }
+        // It may have been enrolled a moment ago, by another replica.
+        let enrolment = self.registry.enrolment(&name).await.map_err(unreadable)?;
         decide(&certificate, enrolment.as_ref().map(|enrolment| &enrolment.value))
     }
 

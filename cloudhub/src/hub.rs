@@ -46,6 +46,7 @@ use crate::{
     authorizer::Authorizer,
     bootstrap::{self, Bootstrap},
     ca::{Authority, AuthorityError, IssueError},
+    fabric::{Administered, Fabric, Local},
     registry::Registry,
     token::{self, CreateError, TokenRequest},
 };
@@ -98,6 +99,7 @@ pub enum StartError {
 pub struct Hub {
     handle: Handle,
     authority: Arc<Authority>,
+    fabric: Arc<dyn Fabric>,
     registry: Registry,
     endpoints: Endpoints,
     links: Arc<Links>,
@@ -124,9 +126,10 @@ impl Hub {
         let (copier, written) = (store.copier(), store.written());
         let core = core_config(config, &authority, &instance, getrandom::u64()?);
         let handle = driver::start(core, store, recovered, &engine);
-        let registry = Registry::new(handle.clone());
+        let fabric: Arc<dyn Fabric> = Arc::new(Local::new(handle.clone()));
+        let registry = Registry::new(Arc::clone(&fabric), handle.clone());
         let links = Arc::<Links>::default();
-        let mut hub = Self { handle, authority, registry, endpoints, links, fronts, engine };
+        let mut hub = Self { handle, authority, fabric, registry, endpoints, links, fronts, engine };
         let started = hub.serve(config, auth, sockets, copier, written).await;
         let confirmed = started.and_then(|()| Ok(instance.confirm(&config.data)?));
         match confirmed {
@@ -148,6 +151,12 @@ impl Hub {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    /// What its tier knows of nodes.
+    #[must_use]
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Its links, and their Streams.
@@ -179,7 +188,7 @@ impl Hub {
             Err(_elapsed) => tracing::warn!("sessions did not end in time"),
         }
         let fronts = self.fronts.drain(share).await;
-        drop((self.handle, self.registry));
+        drop((self.handle, self.registry, self.fabric));
         let engine = self.engine.drain(share).await;
         match (fronts, engine) {
             (Drained::Clean, engine) => engine,
@@ -224,7 +233,7 @@ impl Hub {
             tasks: self.fronts.clone(),
             exporter,
             links: Arc::clone(&self.links),
-            is_hub: true,
+            tier: Some(Arc::new(Administered(Arc::clone(&self.fabric)))),
         });
         let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
         let routes = routes.merge(ops::admin::backup::router(backups));

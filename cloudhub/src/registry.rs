@@ -1,4 +1,4 @@
-//! What the tier knows of nodes and tokens: JSON values in the State space `sys`, written by
+//! What the tier knows of nodes and tokens: JSON values in the State space `sys`, written through the fabric by
 //! compare-and-set.
 //!
 //! | key | value |
@@ -12,10 +12,12 @@ use std::sync::Arc;
 
 use broker::{
     Handle, Stopped,
-    event::{Command, Expect, Response, StateChange, StateEntry, StateOp},
+    event::{Command, Expect, StateChange, StateOp},
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::fabric::{Entry, Fabric, FabricError};
 
 /// Value of `identity/<node>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,9 @@ pub struct TokenRecord {
     /// Hash of the key that used it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_by: Option<String>,
+    /// Generation that this use enrols. Written before the enrolment itself, which a tier writes apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 /// A value and the revision at which it was read.
@@ -71,27 +76,38 @@ pub enum RegistryError {
     /// A value is not what this program wrote.
     #[error("State {key} is damaged: {source}")]
     Damaged { key: String, source: serde_json::Error },
-    /// The broker refused: the store takes no writes.
-    #[error("the store refused: {0}")]
+    /// What holds the tier's State refuses, or does not answer.
+    #[error("the tier's State cannot be read or written now: {0}")]
     Refused(String),
+}
+
+impl From<FabricError> for RegistryError {
+    fn from(error: FabricError) -> Self {
+        match error {
+            FabricError::Stopped(stopped) => Self::Stopped(stopped),
+            FabricError::Refused(why) | FabricError::Unavailable(why) => Self::Refused(why),
+        }
+    }
 }
 
 /// Somebody else wrote one of the keys since it was read: read again and decide again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conflict;
 
-/// Access to space `sys` of a running broker. Cloning shares it.
+/// Access to space `sys` of the tier. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct Registry {
+    fabric: Arc<dyn Fabric>,
     handle: Handle,
-    space: Arc<str>,
 }
 
+const SPACE: &str = "sys";
+
 impl Registry {
-    /// The registry of this broker.
+    /// The registry of the tier that this broker serves.
     #[must_use]
-    pub fn new(handle: Handle) -> Self {
-        Self { handle, space: Arc::from("sys") }
+    pub fn new(fabric: Arc<dyn Fabric>, handle: Handle) -> Self {
+        Self { fabric, handle }
     }
 
     /// The enrolment of a node.
@@ -99,7 +115,17 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn enrolment(&self, node: &str) -> Result<Option<Versioned<Enrolment>>, RegistryError> {
-        self.get(identity_key(node)).await
+        self.get(&identity_key(node)).await
+    }
+
+    /// The enrolment of a node as this replica saw it last, a moment ago: good enough to let a node in, since
+    /// what changes afterwards ends its session; never to send it away.
+    ///
+    /// # Errors
+    /// See [`RegistryError`].
+    pub async fn enrolment_seen(&self, node: &str) -> Result<Option<Enrolment>, RegistryError> {
+        let found = self.fabric.peek(SPACE, &identity_key(node)).await?;
+        Ok(found.as_ref().map(decode).transpose()?.map(|enrolment| enrolment.value))
     }
 
     /// A token.
@@ -107,7 +133,7 @@ impl Registry {
     /// # Errors
     /// See [`RegistryError`].
     pub async fn token(&self, id: &str) -> Result<Option<Versioned<TokenRecord>>, RegistryError> {
-        self.get(token_key(id)).await
+        self.get(&token_key(id)).await
     }
 
     /// At most `limit` tokens behind `after` in the order of their ids, as (id, token). Damaged ones are
@@ -120,38 +146,27 @@ impl Registry {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Versioned<TokenRecord>)>, RegistryError> {
-        let command = Command::StateList {
-            origin: Arc::from(""),
-            space: Arc::clone(&self.space),
-            prefix: TOKEN.to_owned(),
-            after: after.map(token_key),
-            limit,
-            at: None,
-        };
-        let entries = match self.handle.call(command).await? {
-            Response::Entries { entries, .. } => entries,
-            other => return Err(unexpected(other)),
-        };
-        let token = |entry: &StateEntry| {
+        let entries = self.fabric.list(SPACE, TOKEN, after.map(token_key).as_deref(), limit).await?;
+        let token = |entry: &Entry| {
             let id = entry.key.strip_prefix(TOKEN)?.to_owned();
             Some((id, decode(entry).ok()?))
         };
         Ok(entries.iter().filter_map(token).collect())
     }
 
-    /// Writes all or nothing, in one journal group; durable when this returns `Ok(Ok(()))`.
+    /// Writes in order; durable when this returns `Ok(Ok(()))`. What is left by a failure in between depends on
+    /// the fabric: see [`Fabric::write`].
     ///
     /// # Errors
     /// See [`RegistryError`].
     pub async fn write(&self, ops: Vec<StateOp>) -> Result<Result<(), Conflict>, RegistryError> {
-        match self.handle.call(Command::StateWrite(ops)).await? {
-            Response::Written(_revisions) => Ok(Ok(())),
-            Response::Conflict { .. } => Ok(Err(Conflict)),
-            other => Err(unexpected(other)),
+        match self.fabric.write(ops).await? {
+            Ok(_revisions) => Ok(Ok(())),
+            Err(_conflict) => Ok(Err(Conflict)),
         }
     }
 
-    /// Ends the link of a node, whose certificate is not good any more.
+    /// Ends the link of a node here, whose certificate is not good any more. Other replicas see the enrolment.
     ///
     /// # Errors
     /// The process stops.
@@ -175,21 +190,18 @@ impl Registry {
     /// Deletes `token/<id>`, as part of a [`write`](Self::write).
     #[must_use]
     pub fn delete_token(&self, id: &str, expect: Expect) -> StateOp {
-        StateOp { space: Arc::clone(&self.space), key: token_key(id), change: StateChange::Delete, expect }
+        StateOp { space: SPACE.into(), key: token_key(id), change: StateChange::Delete, expect }
     }
 
     fn put(&self, key: String, value: &impl Serialize, expect: Expect) -> StateOp {
         let value = serde_json::to_vec(value).expect("these structs have string keys and no maps");
         let change = StateChange::Put(Bytes::from(value));
-        StateOp { space: Arc::clone(&self.space), key, change, expect }
+        StateOp { space: SPACE.into(), key, change, expect }
     }
 
-    async fn get<T: DeserializeOwned>(&self, key: String) -> Result<Option<Versioned<T>>, RegistryError> {
-        let command = Command::StateGet { origin: Arc::from(""), space: Arc::clone(&self.space), key };
-        match self.handle.call(command).await? {
-            Response::Entry(entry) => entry.as_ref().map(decode).transpose(),
-            other => Err(unexpected(other)),
-        }
+    async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Versioned<T>>, RegistryError> {
+        let found = self.fabric.get(SPACE, key).await?;
+        found.as_ref().map(decode).transpose()
     }
 }
 
@@ -203,16 +215,9 @@ fn token_key(id: &str) -> String {
     format!("{TOKEN}{id}")
 }
 
-fn decode<T: DeserializeOwned>(entry: &StateEntry) -> Result<Versioned<T>, RegistryError> {
-    match serde_json::from_slice(&entry.value()) {
+fn decode<T: DeserializeOwned>(entry: &Entry) -> Result<Versioned<T>, RegistryError> {
+    match serde_json::from_slice(&entry.value) {
         Ok(value) => Ok(Versioned { value, revision: entry.revision }),
         Err(source) => Err(RegistryError::Damaged { key: entry.key.clone(), source }),
-    }
-}
-
-fn unexpected(response: Response) -> RegistryError {
-    match response {
-        Response::Refused(why) => RegistryError::Refused(why),
-        other => RegistryError::Refused(format!("unexpected answer {other:?}")),
     }
 }

@@ -1,13 +1,16 @@
 //! Join tokens: how they are made, and how one is turned into an enrolment, once.
 //!
-//! Using a token is one compare-and-set over `token/<id>` and `identity/<node>`:
+//! Using a token is a compare-and-set over `token/<id>` and then `identity/<node>`:
 //!
 //! ```text
-//! token      unused ──(key K)──> used by K ──(key K again)──> the same answer
-//!                                          └─(another key)──> refused
+//! token      unused ──(key K)──> used by K for generation g ──(key K again)──> the same answer
+//!                                                           └─(another key)──> refused
 //! identity   absent      ──> generation 1, key K
 //!            generation g ──> refused, or with --replace: generation g+1, key K; live sessions end
 //! ```
+//!
+//! One hub writes both at once. A tier writes the token first: it decides for one key, and says for which
+//! generation, so that whoever finds the enrolment missing, a crash in between, writes it when K asks again.
 //!
 //! So a reply that was lost can be asked for again with the same key, at any time as long as the
 //! enrolment it made is the one in force: whoever holds that key could renew as well.
@@ -118,6 +121,7 @@ pub async fn create(
         replace: request.replace,
         forwards: request.forwards.clone(),
         used_by: None,
+        generation: None,
     };
     let op = registry.put_token(&id.to_string(), &record, Expect::Absent);
     match registry.write(vec![op]).await? {
@@ -246,7 +250,7 @@ pub async fn redeem(
             enrolled_us: clock::wall_us(),
             forwards: record.value.forwards.clone(),
         };
-        let used = TokenRecord { used_by: Some(key.clone()), ..record.value };
+        let used = TokenRecord { used_by: Some(key.clone()), generation: Some(generation), ..record.value };
         let before = enrolment.map_or(Expect::Absent, |enrolment| Expect::Revision(enrolment.revision));
         let ops = vec![
             registry.put_token(&id, &used, Expect::Revision(record.revision)),
@@ -290,14 +294,30 @@ fn decide(
     match (&token.used_by, enrolment) {
         (Some(user), _) if user != key => Err(JoinRefusal::Used { node }),
         (Some(_), Some(now)) if now.key == key => Ok(Decision::Again { generation: now.generation }),
+        // The token was used and what follows from it was not written, or another token was faster with that
+        // generation. What was in force once is never brought back: then there would be a later generation.
+        (Some(_), now) if token.generation.is_some() && now_us < token.expires_us => {
+            let (meant, held) = (token.generation.unwrap_or(0), now.map_or(0, |now| now.generation));
+            if held > meant {
+                return Err(JoinRefusal::Superseded { node });
+            }
+            if held > 0 && !token.replace {
+                return Err(JoinRefusal::NameTaken { node });
+            }
+            next_generation(&node, held)
+        }
         (Some(_), _) => Err(JoinRefusal::Superseded { node }),
         (None, _) if now_us >= token.expires_us => Err(JoinRefusal::Expired { node }),
         (None, None) => Ok(Decision::Enrol { generation: 1 }),
         (None, Some(_)) if !token.replace => Err(JoinRefusal::NameTaken { node }),
-        (None, Some(now)) => match now.generation.checked_add(1) {
-            Some(generation) => Ok(Decision::Enrol { generation }),
-            None => Err(RegistryError::Refused(format!("{node} has no generation left")).into()),
-        },
+        (None, Some(now)) => next_generation(&node, now.generation),
+    }
+}
+
+fn next_generation(node: &str, held: u32) -> Result<Decision, JoinRefusal> {
+    match held.checked_add(1) {
+        Some(generation) => Ok(Decision::Enrol { generation }),
+        None => Err(RegistryError::Refused(format!("{node} has no generation left")).into()),
     }
 }
 
@@ -339,7 +359,12 @@ mod tests {
             replace,
             forwards: Vec::new(),
             used_by: used_by.map(str::to_owned),
+            generation: None,
         }
+    }
+
+    fn used(replace: bool, generation: u32) -> TokenRecord {
+        TokenRecord { generation: Some(generation), ..token(replace, Some("k")) }
     }
 
     fn enrolment(generation: u32, key: &str) -> Enrolment {
@@ -376,6 +401,28 @@ mod tests {
             decide(NOW, &token(true, Some("k")), None, "k"),
             Err(JoinRefusal::Superseded { .. })
         ));
+    }
+
+    #[test]
+    fn a_token_whose_use_was_cut_off_before_the_enrolment_is_used_to_its_end() {
+        assert_eq!(decide(NOW, &used(false, 1), None, "k").unwrap(), Decision::Enrol { generation: 1 });
+        let before = enrolment(2, "old");
+        let completed = decide(NOW, &used(true, 3), Some(&before), "k").unwrap();
+        assert_eq!(completed, Decision::Enrol { generation: 3 });
+        // Another token was faster: this one was never in force.
+        let other = enrolment(3, "other");
+        assert_eq!(
+            decide(NOW, &used(true, 3), Some(&other), "k").unwrap(),
+            Decision::Enrol { generation: 4 }
+        );
+        let refused = decide(NOW, &used(false, 1), Some(&enrolment(1, "other")), "k");
+        assert!(matches!(refused, Err(JoinRefusal::NameTaken { .. })));
+        // It was in force, and was replaced.
+        let later = enrolment(4, "newer");
+        let refused = decide(NOW, &used(true, 3), Some(&later), "k");
+        assert!(matches!(refused, Err(JoinRefusal::Superseded { .. })));
+        let late = decide(NOW + 1, &used(false, 1), None, "k");
+        assert!(matches!(late, Err(JoinRefusal::Superseded { .. })), "an expired token begins nothing");
     }
 
     #[test]

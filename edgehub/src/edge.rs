@@ -260,7 +260,7 @@ impl Edge {
         }
         let (broker, tasks) = (self.handle.clone(), self.fronts.clone());
         let routes =
-            admin::router(Admin { broker, tasks, exporter, links: Arc::clone(&self.links), is_hub: false });
+            admin::router(Admin { broker, tasks, exporter, links: Arc::clone(&self.links), tier: None });
         let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
         admin_socket.serve(routes.merge(admin::backup::router(backups)), &self.fronts);
         Ok(())

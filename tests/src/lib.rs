@@ -17,4 +17,5 @@ pub mod procfs;
 pub mod relay;
 pub mod script;
 pub mod seed;
+pub mod servers;
 pub mod stock;

@@ -4,21 +4,244 @@
 //! |---|---|
 //! | `names` | what everything is called |
 //! | `connection` | one connection, and requests whose answers say exactly what happened |
+//! | `setup` | what the servers must offer; buckets and streams are made |
 //! | `claims` | which replica has which node, leases |
+//! | `follow` | everything that stands in a bucket or stream, then everything that comes |
+//! | `state` | the tier's State, read and written |
+//! | `live` | messages between nodes and users |
+//! | `mirror` | what the tier's State is, told to the store; buckets that were deleted |
 //!
 //! What the tier tells a replica's store comes by a [`Feed`].
 
 pub mod claims;
 pub mod connection;
+pub mod follow;
+pub mod live;
+pub mod mirror;
 pub mod names;
+pub mod setup;
+mod state;
 
 use std::{
-    sync::Arc,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
+    time::Duration,
 };
 
+use broker::{Handle, Stopped, Tasks, clock};
+use bytes::Bytes;
 use codec::Record;
+use ops::config::fabric as config;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+use self::{
+    claims::Claims,
+    connection::{Access, Connection, NatsError, Tls},
+    live::Live,
+    mirror::Mirror,
+    names::Bucket,
+    setup::{Layout, SetupError},
+};
+
+/// Why a replica does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No server lets it in.
+    #[error(
+        "cannot connect to {servers}: {source}; check fabric.servers, fabric.user and that nats-server.conf has \
+         account OCTOBUS"
+    )]
+    Connect { servers: String, source: async_nats::ConnectError },
+    /// A file of the configuration.
+    #[error("cannot read {path}: {source}")]
+    File { path: PathBuf, source: std::io::Error },
+    /// The servers do not offer what is needed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// A request failed.
+    #[error("the tier's NATS servers: {0}")]
+    Nats(#[from] NatsError),
+    /// The tier was begun by a hub with another authority.
+    #[error(
+        "these NATS servers hold tier {theirs}, this replica has the CA of tier {ours}: mount the same files as the \
+         other replicas (fabric.authority), or name servers of this tier"
+    )]
+    OtherTier { theirs: String, ours: String },
+    /// The number of shards is fixed.
+    #[error("this tier was begun with fabric.shards = {theirs}: write that, it cannot be changed")]
+    Shards { theirs: u32 },
+    /// The broker stopped.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Key of `sys` that says whose these buckets are: written by the first replica that ever started.
+const TIER: &str = "tier";
+
+/// Its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct TierRecord {
+    tier: String,
+    ca_sha256: String,
+    shards: u32,
+}
+
+/// Who this replica is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The tier's id.
+    pub tier: String,
+    /// SHA-256 of its CA's certificate.
+    pub ca_sha256: [u8; 32],
+}
+
+/// One replica's part of a tier.
+#[derive(Debug, Clone)]
+pub struct Tier {
+    connection: Connection,
+    claims: Claims,
+    mirror: Mirror,
+    replica: Arc<str>,
+    broker: Arc<OnceLock<Handle>>,
+    live: Arc<OnceLock<Live>>,
+}
+
+impl Tier {
+    /// Connects, checks what the servers offer, and makes what is not there. What the tier tells this replica's
+    /// store comes by the feed, once it is [started](Self::start).
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(config: &config::Fabric, identity: &Identity) -> Result<(Self, Feed), OpenError> {
+        let access = access(config)?;
+        let connection = match Connection::open(&access, config.shards).await {
+            Ok(connection) => connection,
+            Err(source) => {
+                return Err(OpenError::Connect { servers: config.servers.join(", "), source });
+            }
+        };
+        let layout = Layout {
+            copies: config.copies,
+            shards: config.shards,
+            log_bytes: config.log_bytes,
+            downlog_bytes: config.downlog_bytes,
+        };
+        setup::prepare(&connection, &layout).await?;
+        same_tier(&connection, identity, config.shards).await?;
+        let (teller, feed) = Feed::new();
+        // Greater in each life of the replica, as long as clocks go forward; equal in none.
+        let epoch = clock::wall_us();
+        let claims = Claims::new(connection.clone(), &config.replica, epoch, teller.fenced);
+        let mirror = Mirror::new(connection.clone(), layout, claims.clone(), teller.told);
+        let replica = Arc::clone(&config.replica);
+        let (broker, live) = (Arc::default(), Arc::default());
+        Ok((Self { connection, claims, mirror, replica, broker, live }, feed))
+    }
+
+    /// The connection.
+    #[must_use]
+    pub const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Who has which node.
+    #[must_use]
+    pub const fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Begins to follow the tier and to publish for its users, over a broker whose store reads the feed. When this
+    /// returns, this replica knows the tier's State and may serve nodes.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn start(&self, broker: &Handle, tasks: &Tasks) -> Result<(), OpenError> {
+        let stopped = tasks.stopped();
+        let spawn = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stopped = stopped.clone();
+            tasks.spawn(name, async move {
+                tokio::select! {
+                    biased;
+                    () = stopped.cancelled() => {}
+                    () = work => {}
+                }
+            });
+        };
+        let _first = self.broker.set(broker.clone());
+        for (name, bucket) in [("mirror of sys", Bucket::Sys), ("mirror of fleet", Bucket::Fleet)] {
+            spawn(name, Box::pin(self.mirror.clone().run(bucket, broker.clone())));
+        }
+        spawn("mirror of the down log", Box::pin(self.mirror.clone().run_downlog()));
+        self.mirror.caught_up().await;
+        self.claims.begin().await?;
+        let claims = self.claims.clone();
+        let until = stopped.clone();
+        tasks.spawn("lease", async move { claims.keep_lease(until).await });
+        let opened =
+            Live::open(self.connection.clone(), self.claims.clone(), broker.clone(), &self.replica).await?;
+        let (live, outbox) = opened;
+        spawn("live up", Box::pin(live.clone().run_up(outbox)));
+        spawn("live down", Box::pin(live.clone().run_down()));
+        spawn("live passed on", Box::pin(live.clone().run_passed()));
+        let _first = self.live.set(live);
+        Ok(())
+    }
+}
+
+/// Writes whose tier this is, or finds that it is another's.
+async fn same_tier(connection: &Connection, identity: &Identity, shards: u32) -> Result<(), OpenError> {
+    let ours = TierRecord {
+        tier: identity.tier.clone(),
+        ca_sha256: broker::enroll::hex(&identity.ca_sha256),
+        shards,
+    };
+    loop {
+        let found = connection.get(Bucket::Sys, TIER).await?;
+        let Some(value) = found.as_ref().and_then(|found| found.value.clone()) else {
+            let value = Bytes::from(serde_json::to_vec(&ours).expect("texts and numbers"));
+            let revision = found.map_or(0, |found| found.revision);
+            match connection.put(Bucket::Sys, TIER, Some(value), Some(revision)).await {
+                Ok(_) | Err(NatsError::Conflict) => continue,
+                Err(NatsError::Unavailable) => tokio::time::sleep(Duration::from_millis(200)).await,
+                Err(error) => return Err(error.into()),
+            }
+            continue;
+        };
+        let theirs = serde_json::from_slice::<TierRecord>(&value).map_err(|error| NatsError::Refused {
+            code: 0,
+            reason: format!(
+                "key {TIER} of bucket {} is not what this program wrote: {error}",
+                Bucket::Sys.name()
+            ),
+        })?;
+        if (&theirs.tier, &theirs.ca_sha256) != (&ours.tier, &ours.ca_sha256) {
+            return Err(OpenError::OtherTier { theirs: theirs.tier, ours: ours.tier });
+        }
+        if theirs.shards != shards {
+            return Err(OpenError::Shards { theirs: theirs.shards });
+        }
+        return Ok(());
+    }
+}
+
+fn access(config: &config::Fabric) -> Result<Access, OpenError> {
+    let login = match (&config.user, &config.password_file) {
+        (Some(user), Some(path)) => {
+            let password = std::fs::read_to_string(path)
+                .map_err(|source| OpenError::File { path: path.clone(), source })?;
+            Some((user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()))
+        }
+        _ => None,
+    };
+    Ok(Access {
+        servers: config.servers.clone(),
+        name: format!("octobus hub {}", config.replica),
+        login,
+        tls: Tls { ca: config.ca.clone(), identity: config.certificate.clone().zip(config.key.clone()) },
+    })
+}
 
 /// What the tier tells the store of this replica.
 #[derive(Debug)]
@@ -26,39 +249,33 @@ pub enum Told {
     /// A newer claim on a node that this replica has, or this replica cannot hold its claims any more: its
     /// session is to be closed, nothing more is to be written for it.
     Fenced { node: Arc<str> },
-    /// Entries of a space that the tier owns, or records of the Log `down/<n>`, in the order of the fabric and
-    /// durable.
+    /// A space that the tier owns has changed, or has been read further.
     Mirrored(Mirrored),
+    /// Something was appended for a node, here or not: its Log `down/<n>` reaches this sequence number of the
+    /// stream with this incarnation.
+    Arrived { node: Arc<str>, incarnation: u64, seq: u64 },
 }
 
-/// What was read of the fabric.
+/// What was read of a bucket.
 #[derive(Debug)]
 pub struct Mirrored {
-    /// Which space or Log.
-    pub of: MirrorOf,
-    /// Of State: kind PUT or TOMBSTONE, `epoch` = incarnation of the bucket, `seq` = revision, a Frame whose
-    /// topic is the key. Of a Log: kind LOG, `epoch` = incarnation of the stream, `seq` = its sequence number
-    /// there, with holes that are not gaps. `source` is 0.
+    /// `fleet`; of `sys` the keys `identity/<n>` alone.
+    pub space: &'static str,
+    /// Of the bucket. A greater one takes the place of everything before it: a new bucket begins empty, which
+    /// deletes nothing.
+    pub incarnation: u64,
+    /// PUT and TOMBSTONE in the bucket's order: `epoch` = incarnation, `seq` = revision, the body a Frame whose
+    /// topic is the key. `source` is 0.
     pub records: Vec<Record>,
-    /// (incarnation, revision) up to which everything is in what was told so far.
-    pub upto: (u64, u64),
-}
-
-/// What is mirrored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MirrorOf {
-    /// A space of the tier: `fleet`, and of `sys` the keys `identity/<n>`.
-    Space(&'static str),
-    /// The Log `down/<n>` of the tier: what came for this node since this replica follows the stream. Of any
-    /// node, whether it is here or not.
-    Down(Arc<str>),
+    /// Everything that exists up to this revision has been told. `None`: the bucket is still being read.
+    pub complete: Option<u64>,
 }
 
 /// Where the store hears of the tier. One task reads it.
 #[derive(Debug)]
 pub struct Feed {
     fenced: mpsc::UnboundedReceiver<Arc<str>>,
-    mirrored: mpsc::Receiver<Mirrored>,
+    told: mpsc::Receiver<Told>,
 }
 
 /// The other end of a [`Feed`].
@@ -67,19 +284,19 @@ pub struct Teller {
     /// Not bounded by itself: one for each node that this replica has, at most.
     pub fenced: mpsc::UnboundedSender<Arc<str>>,
     /// What waits is bounded in number here and in bytes by who fills it.
-    pub mirrored: mpsc::Sender<Mirrored>,
+    pub told: mpsc::Sender<Told>,
 }
 
-/// Batches that wait for the store.
-const MIRRORED_MAX: usize = 16;
+/// Batches that wait for the store: 4 MiB.
+const TOLD_MAX: usize = 16;
 
 impl Feed {
     /// Both ends.
     #[allow(clippy::disallowed_methods)] // bounded by who sends: one fence for each node that this replica has
     pub fn new() -> (Teller, Self) {
         let (fenced, fences) = mpsc::unbounded_channel();
-        let (mirrored, mirror) = mpsc::channel(MIRRORED_MAX);
-        (Teller { fenced, mirrored }, Self { fenced: fences, mirrored: mirror })
+        let (told, tells) = mpsc::channel(TOLD_MAX);
+        (Teller { fenced, told }, Self { fenced: fences, told: tells })
     }
 
     /// The next that the tier tells; pending for ever once it has ended. Fences come first. Cancel safe.
@@ -87,8 +304,8 @@ impl Feed {
         if let Poll::Ready(Some(node)) = self.fenced.poll_recv(cx) {
             return Poll::Ready(Told::Fenced { node });
         }
-        match self.mirrored.poll_recv(cx) {
-            Poll::Ready(Some(mirrored)) => Poll::Ready(Told::Mirrored(mirrored)),
+        match self.told.poll_recv(cx) {
+            Poll::Ready(Some(told)) => Poll::Ready(told),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }

@@ -9,7 +9,7 @@ use broker::{
 use cloudhub::{
     bootstrap,
     ca::{Authority, ProvenKey},
-    registry::{Registry, TokenRecord},
+    registry::TokenRecord,
     token::{CreateError, TokenRequest},
 };
 use edgehub::{
@@ -125,7 +125,7 @@ async fn replacing_raises_the_generation_and_ends_the_old_key() {
 #[tokio::test]
 async fn expired_unknown_and_foreign_tokens_are_refused() {
     let hub = TestHub::start().await;
-    let registry = Registry::new(hub.hub.handle().clone());
+    let registry = hub.hub.registry().clone();
     let key = KeyPair::generate().unwrap();
     let text = hub.token("edge-1", false).await;
     let mut token: enroll::Token = text.parse().unwrap();

@@ -31,6 +31,7 @@ mod messages;
 mod ping;
 mod state;
 mod stream;
+pub mod tier;
 
 use std::{
     os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
@@ -179,8 +180,23 @@ pub struct Admin {
     pub exporter: Exporter,
     /// What `GET /v1/ping` goes over.
     pub links: Arc<Links>,
-    /// A hub: subscriptions that name no node see every node's topics; on a node, its own.
-    pub is_hub: bool,
+    /// Of a hub: who owns the tier's State. Subscriptions that name no node see every node's topics; on a node,
+    /// where there is none, its own.
+    pub tier: Option<Arc<dyn tier::Tier>>,
+}
+
+impl Admin {
+    fn is_hub(&self) -> bool {
+        self.tier.is_some()
+    }
+
+    /// Writes State that this process or its tier owns.
+    async fn write(&self, command: Command) -> Result<event::Response, broker::Stopped> {
+        match &self.tier {
+            Some(tier) => tier.write(command).await,
+            None => self.broker.call(command).await,
+        }
+    }
 }
 
 /// The routes.

@@ -6,6 +6,7 @@
 //! reason, held equal to this file by a test.
 
 mod budgets;
+pub mod fabric;
 mod flags;
 mod layers;
 pub mod streams;
@@ -91,6 +92,8 @@ pub struct Config {
     pub relay: Option<Arc<str>>,
     /// Proxy for links by WebSocket.
     pub proxy: Option<Proxy>,
+    /// The servers that replicas of this hub share; `None`: a single hub.
+    pub fabric: Option<fabric::Fabric>,
     /// Listening addresses.
     pub listen: Listen,
     /// Who may use the fronts.
@@ -277,6 +280,7 @@ impl Config {
         let mut layers = Layers::new(sources);
         refuse_foreign_flags(role, &mut layers);
         let data = layers.take(DATA, folder).unwrap_or(default_data);
+        let fabric = fabric::read(role, &mut layers);
         let config = Self {
             role,
             ready_file: layers.take(READY_FILE, path),
@@ -285,7 +289,8 @@ impl Config {
             hubs: Hub::merged(layers.take_list(HUB, units::hub).unwrap_or_default()),
             relay: layers.take(RELAY, node_name),
             proxy: layers.take(PROXY, units::proxy),
-            listen: read_listen(role, &data, &mut layers),
+            listen: read_listen(role, &data, fabric.is_some(), &mut layers),
+            fabric,
             auth: read_auth(role, &mut layers),
             streams: streams::read(&mut layers),
             budgets: budgets::read(&mut layers),
@@ -296,6 +301,11 @@ impl Config {
             data,
         };
         config.check_anonymous(&mut layers);
+        if config.fabric.is_some() && config.listen.nats.is_some() {
+            let what = "with fabric.servers, NATS clients speak to those servers: leave it out".to_owned();
+            let place = layers.name(NATS);
+            layers.mistake(place, what);
+        }
         layers.finish()?;
         Ok(config)
     }
@@ -379,7 +389,9 @@ fn refuse_foreign_flags(role: Role, layers: &mut Layers) {
         Role::Cloud => &[NODE, HUB, RELAY, MQTT, NODE_NATS],
         Role::Edge => &[NODE_NATS, WEBSOCKET, BOOTSTRAP],
     };
-    for key in foreign.iter().filter(|key| layers.has_flag(**key)).copied().collect::<Vec<_>>() {
+    let of_tier: &[Key] = if role == Role::Cloud { &[] } else { &fabric::FLAGS };
+    for key in foreign.iter().chain(of_tier).filter(|key| layers.has_flag(**key)).copied().collect::<Vec<_>>()
+    {
         let what = format!("has no meaning for `octobus {}`; leave it out", role.as_str());
         layers.mistake(key.flag.to_owned(), what);
     }
@@ -393,7 +405,8 @@ fn default_data(role: Role, sources: &Sources) -> PathBuf {
     }
 }
 
-fn read_listen(role: Role, data: &Path, layers: &mut Layers) -> Listen {
+/// In a tier, users speak to its NATS servers and not to a hub.
+fn read_listen(role: Role, data: &Path, in_tier: bool, layers: &mut Layers) -> Listen {
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let (hub, node) = (role != Role::Edge, role != Role::Cloud);
@@ -406,9 +419,10 @@ fn read_listen(role: Role, data: &Path, layers: &mut Layers) -> Listen {
         let default = port.map(|port| SocketAddr::new(ip, port));
         layers.take(key, units::listen).unwrap_or(default).filter(|_| serves)
     };
+    let nats = address(NATS, true, LOOPBACK, (!in_tier).then_some(nats));
     Listen {
         mqtt: address(MQTT, node, LOOPBACK, Some(MQTT_PORT)),
-        nats: address(NATS, true, LOOPBACK, Some(nats)),
+        nats,
         node_nats: address(NODE_NATS, role == Role::Dev, LOOPBACK, None),
         quic: address(QUIC, true, open, hub.then_some(QUIC_PORT)),
         bootstrap: address(BOOTSTRAP, hub, open, Some(BOOTSTRAP_PORT)),

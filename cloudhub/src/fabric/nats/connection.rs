@@ -328,7 +328,11 @@ impl Connection {
         }
     }
 
-    async fn ask<A: serde::de::DeserializeOwned>(
+    /// Asks the JetStream API, without its prefix; the answer may be an error of it.
+    ///
+    /// # Errors
+    /// There is no answer, or none that can be read.
+    pub async fn ask<A: serde::de::DeserializeOwned>(
         &self,
         subject: &str,
         request: &serde_json::Value,

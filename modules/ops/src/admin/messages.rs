@@ -11,7 +11,8 @@ use axum::{
 use broker::{
     Handle, clock,
     event::{
-        Delivery, Event, OriginFilter, Output, Publish, Reply, RetainedOnSubscribe, Subscription, Target,
+        self, Delivery, Event, OriginFilter, Output, Publish, Reply, RetainedOnSubscribe, Subscription,
+        Target,
     },
 };
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use super::{
     Admin, Refusal,
     client_session::ClientSession,
     stream::{self, Gone, Lines},
+    unexpected,
 };
 use crate::api::{MessageRow, rfc3339};
 
@@ -54,23 +56,41 @@ pub(super) async fn publish(
         return Err(Refusal::bad("qos: write 0 or 1"));
     }
     let target = match query.node {
-        Some(node) if admin.is_hub => Target::Node(Arc::from(node)),
+        Some(node) if admin.is_hub() => Target::Node(Arc::from(node)),
         Some(_) => return Err(Refusal::bad("node: only a hub sends to nodes; leave it out here")),
         None => Target::Own,
     };
     let time_us = clock::wall_us();
     let parts = FrameParts { topic: &query.topic, time_us, payload: &payload, ..FrameParts::default() };
+    let frame = parts.encode();
+    // In a task of its own: a client that hangs up drops this future, but what was begun must be ended.
+    let (answer, answered) = oneshot::channel();
+    if let (Some(tier), Target::Node(node), 1..) = (admin.tier, &target, query.qos) {
+        let node = Arc::clone(node);
+        admin.tasks.spawn("admin publish", async move {
+            let appended = match tier.append_down(&node, frame).await {
+                Ok(event::Response::Done) => Ok(()),
+                Ok(other) => Err(unexpected(other)),
+                Err(stopped) => Err(stopped.into()),
+            };
+            // Not sent: the client hung up.
+            drop(answer.send(appended));
+        });
+        let late = |_elapsed| Err(late());
+        tokio::time::timeout(DURABLE_WITHIN, async { answered.await.map_err(|_dropped| stops())? })
+            .await
+            .unwrap_or_else(late)?;
+        return Ok(Json(serde_json::json!({})));
+    }
     let message = Publish {
         target,
-        frame: parts.encode(),
+        frame,
         qos: query.qos,
         packet_id: u16::from(query.qos > 0),
         dup: false,
         retain: query.retain,
         reply: None,
     };
-    // In a task of its own: a client that hangs up drops this future, but the session must be closed.
-    let (answer, answered) = oneshot::channel();
     let broker = admin.broker;
     admin.tasks.spawn("admin publish", async move {
         // Not sent: the client hung up.
@@ -94,6 +114,11 @@ fn stops() -> Refusal {
     Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the broker stops")
 }
 
+fn late() -> Refusal {
+    let error = format!("not durable within {DURABLE_WITHIN:?}: it may become so later");
+    Refusal::new(StatusCode::GATEWAY_TIMEOUT, error)
+}
+
 async fn acknowledged(session: &mut ClientSession) -> Result<(), Refusal> {
     let answer = async {
         let mut outputs = VecDeque::new();
@@ -113,11 +138,7 @@ async fn acknowledged(session: &mut ClientSession) -> Result<(), Refusal> {
             }
         }
     };
-    let late = |_elapsed| {
-        let error = format!("not durable within {DURABLE_WITHIN:?}: it may become so later");
-        Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, error))
-    };
-    tokio::time::timeout(DURABLE_WITHIN, answer).await.unwrap_or_else(late)
+    tokio::time::timeout(DURABLE_WITHIN, answer).await.unwrap_or_else(|_elapsed| Err(late()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -135,9 +156,9 @@ pub(super) async fn subscribe(
     let origin = match query.node.as_deref() {
         Some("*") => OriginFilter::AnyNode,
         Some("") => OriginFilter::Own,
-        Some(node) if admin.is_hub => OriginFilter::Node(Arc::from(node)),
+        Some(node) if admin.is_hub() => OriginFilter::Node(Arc::from(node)),
         Some(_) => return Err(Refusal::bad("node: only a hub hears other nodes; leave it out here")),
-        None if admin.is_hub => OriginFilter::AnyNode,
+        None if admin.is_hub() => OriginFilter::AnyNode,
         None => OriginFilter::Own,
     };
     let subscription = Subscription {

@@ -50,7 +50,7 @@ pub(super) async fn ping(
     let links = Arc::clone(&admin.links);
     let link = if query.node.is_empty() { links.newest() } else { links.find(&query.node) };
     let link = link.ok_or_else(|| match &*query.node {
-        "" if admin.is_hub => Refusal::not_found("no node is linked"),
+        "" if admin.is_hub() => Refusal::not_found("no node is linked"),
         "" => Refusal::not_found("no hub is linked"),
         node => Refusal::not_found(format!("{node} is not linked to this process")),
     })?;

@@ -189,7 +189,7 @@ async fn write_ops(admin: &Admin, ops: Vec<StateOp>) -> Result<Json<Written>, Re
         }
     }
     let keys: Vec<String> = ops.iter().map(|op| op.key.clone()).collect();
-    match admin.broker.call(Command::StateWrite(ops)).await? {
+    match admin.write(Command::StateWrite(ops)).await? {
         event::Response::Written(revisions) => Ok(Json(Written { revisions })),
         event::Response::Conflict { index, found } => {
             let found = if found == 0 { "is absent".to_owned() } else { format!("has revision {found}") };
@@ -284,13 +284,13 @@ async fn copy(session: &mut ClientSession, lines: &mut Lines) -> Result<(), Gone
 }
 
 fn at_a_hub(admin: &Admin) -> Result<(), Refusal> {
-    if admin.is_hub { Ok(()) } else { Err(Refusal::bad("only a hub owns space fleet: ask there")) }
+    if admin.is_hub() { Ok(()) } else { Err(Refusal::bad("only a hub owns space fleet: ask there")) }
 }
 
 /// The hub has listed its source completely.
 pub(super) async fn barrier(State(admin): State<Admin>) -> Result<Json<Written>, Refusal> {
     at_a_hub(&admin)?;
-    match admin.broker.call(Command::StateBarrier { space: FLEET.into() }).await? {
+    match admin.write(Command::StateBarrier { space: FLEET.into() }).await? {
         event::Response::Written(revisions) => Ok(Json(Written { revisions })),
         other => Err(unexpected(other)),
     }
@@ -365,7 +365,7 @@ pub(super) async fn want(
             change: StateChange::Put(codec::encode(&proto::Want { keys: new.clone() })),
             expect,
         };
-        match admin.broker.call(Command::StateWrite(vec![op])).await? {
+        match admin.write(Command::StateWrite(vec![op])).await? {
             event::Response::Written(_) => return Ok(Json(new)),
             event::Response::Conflict { .. } => {} // somebody else was faster: once more
             other => return Err(refused(other)),
@@ -439,7 +439,7 @@ pub(super) async fn answer(
     State(admin): State<Admin>,
     Query(query): Query<AnswerQuery>,
 ) -> Result<Json<Answer>, Refusal> {
-    let found = if admin.is_hub {
+    let found = if admin.is_hub() {
         entry(&admin, &query.node, "status", &format!("intent-result/{}", query.id)).await?
     } else {
         let command = Command::StateList {

@@ -28,6 +28,12 @@ pub struct Flags {
     /// Relay that may answer where --hub says, instead of a hub [env: OCTOBUS_RELAY]
     #[arg(long, value_name = "NAME")]
     pub relay: Option<String>,
+    /// NATS servers that this hub shares with the other replicas of its tier [env: OCTOBUS_FABRIC]
+    #[arg(long, value_name = "NATS-URL[,...]")]
+    pub fabric: Option<String>,
+    /// Name of this replica of the tier [env: OCTOBUS_REPLICA]
+    #[arg(long, value_name = "NAME")]
+    pub replica: Option<String>,
     /// MQTT front of the node, or "off" [env: OCTOBUS_MQTT]
     #[arg(long, value_name = "HOST:PORT")]
     pub mqtt: Option<String>,
@@ -96,6 +102,8 @@ impl Flags {
             ("--node", &self.node),
             ("--hub", &self.hub),
             ("--relay", &self.relay),
+            ("--fabric", &self.fabric),
+            ("--replica", &self.replica),
             ("--mqtt", &self.mqtt),
             ("--nats", &self.nats),
             ("--node-nats", &self.node_nats),

@@ -29,6 +29,9 @@ pub(super) fn effective(config: &Config) -> String {
     if let Some(proxy) = &config.proxy {
         put("proxy", text(format_args!("http://{proxy}")));
     }
+    if let Some(fabric) = &config.fabric {
+        put("fabric", Value::Table(super::fabric::show(fabric)));
+    }
     put("listen", Value::Table(listen(config)));
     put("auth", Value::Table(auth(config)));
     put("stream", Value::Array(config.streams.iter().map(stream).collect()));

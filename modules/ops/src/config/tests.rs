@@ -247,3 +247,27 @@ fn a_budget_says_what_it_concerns_and_how_much_it_permits() {
         assert!(error.to_string().contains(expected), "{wrong}: {error}");
     }
 }
+
+#[test]
+fn a_replica_of_a_tier_has_servers_and_a_name_and_no_nats_front() {
+    let flags = [("--fabric", "nats-1,tls://nats-2:4333"), ("--replica", "hub-1")];
+    let config = resolve(Role::Cloud, "", &[], &flags).unwrap();
+    let fabric = config.fabric.clone().unwrap();
+    assert_eq!(fabric.servers, ["nats://nats-1:4222", "tls://nats-2:4333"]);
+    assert_eq!((&*fabric.replica, config.listen.nats), ("hub-1", None));
+    assert_eq!(fabric.durability(), fabric::Durability::Process, "what JetStream promises by itself");
+    assert_eq!(resolve(Role::Cloud, &config.effective(), &[], &[]).unwrap(), config);
+    for (file, flags, expected) in [
+        ("", vec![("--fabric", "nats-1")], "every replica needs a name of its own"),
+        ("", [&flags[..], &[("--nats", "127.0.0.1:4222")]].concat(), "clients speak to those servers"),
+        ("", vec![("--fabric", "http://nats-1"), ("--replica", "a")], "not the address of a nats-server"),
+        ("", vec![("--fabric", "nats://me:secret@nats-1"), ("--replica", "a")], "holds a user"),
+        ("[fabric]\nuser = 'octobus'", flags.to_vec(), "belong together"),
+        ("[fabric]\nrequire_durability = 'power-loss'", flags.to_vec(), "sync_interval: always"),
+    ] {
+        let error = resolve(Role::Cloud, file, &[], &flags).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}\nis not in\n{error}");
+    }
+    let foreign = resolve(Role::Edge, "", &[], &flags).unwrap_err().to_string();
+    assert!(foreign.contains("--replica: has no meaning"), "{foreign}");
+}
