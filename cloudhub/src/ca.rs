@@ -124,9 +124,20 @@ impl Authority {
         }
         let dir = data.join("tier");
         if !dir.exists() {
+            private::create_dir(data)?;
             create(data, &dir, tier)?;
         }
-        let authority = load(&dir)?;
+        private::create_dir(&dir)?; // it exists: checks the mode
+        Self::mounted(&dir, tier)
+    }
+
+    /// Loads the authority of a tier from a folder that all its replicas have: its mode is the mount's.
+    ///
+    /// # Errors
+    /// See [`AuthorityError`]; each says what to do.
+    pub fn mounted(dir: &Path, tier: Option<&str>) -> Result<Self, AuthorityError> {
+        let authority = load(dir)?;
+        let dir = dir.to_owned();
         match tier {
             Some(wanted) if wanted != authority.tier => {
                 Err(AuthorityError::OtherTier { dir, found: authority.tier, wanted: wanted.to_owned() })
@@ -281,7 +292,6 @@ fn self_sign(tier: &str, key: &KeyPair) -> Result<Certificate, AuthorityError> {
 }
 
 fn load(dir: &Path) -> Result<Authority, AuthorityError> {
-    private::create_dir(dir)?; // it exists: checks the mode
     let file = |name: &'static str| -> Result<String, AuthorityError> {
         let path = dir.join(name);
         let bytes = private::read(&path, FILE_MAX)?

@@ -6,12 +6,20 @@ mod claims;
 #[path = "fabric/state.rs"]
 mod state;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use broker::{
     Handle, Tasks, core, driver,
-    event::{Expect, StateChange, StateOp},
-    store::{Recovered, mem::MemStore},
+    event::{
+        Expect, Group, ReadRequest, StateChange, StateOp,
+        tier::{Adoption, Ask, News},
+    },
+    store::{Recovered, Store, StoreEvent, mem::MemStore},
 };
 use bytes::Bytes;
 use cloudhub::fabric::{
@@ -44,13 +52,14 @@ impl Replica {
 fn alone() -> Replica {
     let tasks = Tasks::new();
     let config = core::Config::hub("hub", "t", [1; 16], 1);
-    let broker = driver::start(config, MemStore::new(), Recovered::default(), &tasks);
+    let broker = driver::start(config, MemStore::auto(), Recovered::default(), &tasks);
     Replica { fabric: Arc::new(Local::new(broker.clone())), tier: None, broker, tasks }
 }
 
 fn hub_config(servers: &NatsServers, replica: &str) -> ops::config::fabric::Fabric {
     let (list, password) = (servers.list(), servers.password_file().display().to_string());
-    let file = format!("[fabric]\nuser = 'octobus'\npassword_file = '{password}'\nshards = 2\nlog_bytes = '1GiB'");
+    let file =
+        format!("[fabric]\nuser = 'octobus'\npassword_file = '{password}'\nshards = 2\nlog_bytes = '1GiB'");
     let flags = vec![("--fabric", list), ("--replica", replica.to_owned())];
     let sources = Sources { file: Some(("octobus.toml".into(), file)), env: Vec::new(), flags };
     Config::resolve(Role::Cloud, sources).unwrap().fabric.unwrap()
@@ -64,9 +73,38 @@ fn identity() -> Identity {
 async fn replica(servers: &NatsServers, name: &str) -> Replica {
     let (tier, feed) = Box::pin(Tier::open(&hub_config(servers, name), &identity())).await.unwrap();
     let tasks = Tasks::new();
-    let broker = serve(feed, &tier, &tasks).await;
+    let config = core::Config::replica(name, "t", [1; 16], 1);
+    let broker = driver::start(config, Fed { feed, events: VecDeque::new() }, Recovered::default(), &tasks);
     tier.start(&broker, &tasks).await.unwrap();
     Replica { fabric: Arc::new(tier.clone()), tier: Some(tier), broker, tasks }
+}
+
+/// A store that hears of the tier, and of which nobody asks more.
+struct Fed {
+    feed: Feed,
+    events: VecDeque<News>,
+}
+
+impl Store for Fed {
+    fn submit(&mut self, group: Group) {
+        self.events.push_back(News::Written { node: group.lane, lsn: group.lsn });
+    }
+
+    fn read(&mut self, _request: ReadRequest) {}
+
+    fn ask(&mut self, ask: Ask) {
+        if let Ask::Adopt(adopt) = ask {
+            let outcome = Ok(Box::new(Adoption::default()));
+            self.events.push_back(News::Adopted { session: adopt.session, outcome });
+        }
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<StoreEvent> {
+        match self.events.pop_front() {
+            Some(news) => Poll::Ready(StoreEvent::Tier(news)),
+            None => self.feed.poll(cx).map(StoreEvent::Tier),
+        }
+    }
 }
 
 /// Both kinds, one after the other.

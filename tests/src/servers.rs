@@ -125,7 +125,8 @@ impl NatsServers {
     /// All addresses, as `--fabric` takes them.
     #[must_use]
     pub fn list(&self) -> String {
-        let urls: Vec<String> = self.servers.iter().map(|server| format!("nats://{}", server.address)).collect();
+        let urls: Vec<String> =
+            self.servers.iter().map(|server| format!("nats://{}", server.address)).collect();
         urls.join(",")
     }
 

@@ -11,12 +11,13 @@
 //! | `live` | messages between nodes and users |
 //! | `mirror` | what the tier's State is, told to the store; buckets that were deleted |
 //!
-//! What the tier tells a replica's store comes by a [`Feed`].
+//! What the tier tells a replica's store comes by a [`Feed`]; what nodes own is written by that store.
 
 pub mod claims;
 pub mod connection;
 pub mod follow;
 pub mod live;
+mod metrics;
 pub mod mirror;
 pub mod names;
 pub mod setup;
@@ -29,9 +30,8 @@ use std::{
     time::Duration,
 };
 
-use broker::{Handle, Stopped, Tasks, clock};
+use broker::{Handle, Stopped, Tasks, clock, event::tier::News};
 use bytes::Bytes;
-use codec::Record;
 use ops::config::fabric as config;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -152,6 +152,12 @@ impl Tier {
         &self.claims
     }
 
+    /// What this replica knows of the tier's State.
+    #[must_use]
+    pub const fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
     /// Begins to follow the tier and to publish for its users, over a broker whose store reads the feed. When this
     /// returns, this replica knows the tier's State and may serve nodes.
     ///
@@ -243,48 +249,21 @@ fn access(config: &config::Fabric) -> Result<Access, OpenError> {
     })
 }
 
-/// What the tier tells the store of this replica.
-#[derive(Debug)]
-pub enum Told {
-    /// A newer claim on a node that this replica has, or this replica cannot hold its claims any more: its
-    /// session is to be closed, nothing more is to be written for it.
-    Fenced { node: Arc<str> },
-    /// A space that the tier owns has changed, or has been read further.
-    Mirrored(Mirrored),
-    /// Something was appended for a node, here or not: its Log `down/<n>` reaches this sequence number of the
-    /// stream with this incarnation.
-    Arrived { node: Arc<str>, incarnation: u64, seq: u64 },
-}
-
-/// What was read of a bucket.
-#[derive(Debug)]
-pub struct Mirrored {
-    /// `fleet`; of `sys` the keys `identity/<n>` alone.
-    pub space: &'static str,
-    /// Of the bucket. A greater one takes the place of everything before it: a new bucket begins empty, which
-    /// deletes nothing.
-    pub incarnation: u64,
-    /// PUT and TOMBSTONE in the bucket's order: `epoch` = incarnation, `seq` = revision, the body a Frame whose
-    /// topic is the key. `source` is 0.
-    pub records: Vec<Record>,
-    /// Everything that exists up to this revision has been told. `None`: the bucket is still being read.
-    pub complete: Option<u64>,
-}
-
-/// Where the store hears of the tier. One task reads it.
+/// Where this replica's store hears of the tier: who is fenced, what was read of the tier's spaces, what was
+/// appended for a node (any node, here or not). One task reads it.
 #[derive(Debug)]
 pub struct Feed {
-    fenced: mpsc::UnboundedReceiver<Arc<str>>,
-    told: mpsc::Receiver<Told>,
+    fenced: mpsc::UnboundedReceiver<News>,
+    told: mpsc::Receiver<News>,
 }
 
 /// The other end of a [`Feed`].
 #[derive(Debug, Clone)]
 pub struct Teller {
     /// Not bounded by itself: one for each node that this replica has, at most.
-    pub fenced: mpsc::UnboundedSender<Arc<str>>,
+    pub fenced: mpsc::UnboundedSender<News>,
     /// What waits is bounded in number here and in bytes by who fills it.
-    pub told: mpsc::Sender<Told>,
+    pub told: mpsc::Sender<News>,
 }
 
 /// Batches that wait for the store: 4 MiB.
@@ -300,12 +279,12 @@ impl Feed {
     }
 
     /// The next that the tier tells; pending for ever once it has ended. Fences come first. Cancel safe.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Told> {
-        if let Poll::Ready(Some(node)) = self.fenced.poll_recv(cx) {
-            return Poll::Ready(Told::Fenced { node });
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<News> {
+        if let Poll::Ready(Some(fenced)) = self.fenced.poll_recv(cx) {
+            return Poll::Ready(fenced);
         }
         match self.told.poll_recv(cx) {
-            Poll::Ready(Some(told)) => Poll::Ready(told),
+            Poll::Ready(Some(news)) => Poll::Ready(news),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }

@@ -2,8 +2,9 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use broker::event::tier::News;
 use cloudhub::fabric::nats::{
-    Feed, Told,
+    Feed,
     claims::{Claimant, Claims, Owner},
     connection::Connection,
 };
@@ -108,7 +109,7 @@ async fn a_replica_that_cannot_renew_its_lease_lets_go_of_its_nodes_before_other
     servers.kill(0);
     let began = tokio::time::Instant::now();
     let told = std::future::poll_fn(|cx| feed.poll(cx)).await;
-    assert!(matches!(told, Told::Fenced { node } if &*node == "edge-1"));
+    assert!(matches!(told, News::Fenced { node, .. } if &*node == "edge-1"));
     let took = began.elapsed();
     assert!(took < cloudhub::fabric::nats::claims::DEAD_AFTER, "{took:?}: others take its nodes by then");
     assert!(!tier.claims().holds("edge-1", held));
@@ -141,9 +142,10 @@ async fn a_message_that_was_appended_for_a_node_is_told_to_every_replica() {
             let append = cloudhub::fabric::nats::live::append_down(&connection, "plant.1", frame.clone());
             append.await.unwrap();
             let told = std::future::poll_fn(|cx| feed.poll(cx));
-            if let Ok(Told::Arrived { node, seq, .. }) = tokio::time::timeout(Duration::from_millis(300), told).await
+            if let Ok(News::Arrived { node, down }) =
+                tokio::time::timeout(Duration::from_millis(300), told).await
             {
-                return (node, seq);
+                return (node, down.last);
             }
         }
     };

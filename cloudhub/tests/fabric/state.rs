@@ -15,7 +15,8 @@ const FLEET: &str = "fleet";
 async fn a_write_happens_where_what_it_expects_is_there_and_nowhere_else() {
     both(async |replica: Replica| {
         let fabric = &replica.fabric;
-        let first = fabric.write(vec![put(SYS, "identity/a", "1", Expect::Absent)]).await.unwrap().unwrap()[0];
+        let first =
+            fabric.write(vec![put(SYS, "identity/a", "1", Expect::Absent)]).await.unwrap().unwrap()[0];
         let taken = fabric.write(vec![put(SYS, "identity/a", "2", Expect::Absent)]).await.unwrap();
         assert_eq!(taken, Err(Conflict { index: 0, found: first }));
         let second = fabric.write(vec![put(SYS, "identity/a", "2", Expect::Revision(first))]).await.unwrap();
@@ -68,10 +69,8 @@ async fn what_was_written_is_seen_by_the_same_replica_at_once() {
 async fn what_no_write_may_hold_is_refused_before_anything_is_written() {
     both(async |replica: Replica| {
         let fabric = &replica.fabric;
-        let bad = [
-            put(SYS, "token/a+", "t", Expect::Any),
-            put(FLEET, "want/a", "\u{1}\u{1}\u{1}", Expect::Any),
-        ];
+        let bad =
+            [put(SYS, "token/a+", "t", Expect::Any), put(FLEET, "want/a", "\u{1}\u{1}\u{1}", Expect::Any)];
         for bad in bad {
             let refused = fabric.write(vec![put(SYS, "token/good", "t", Expect::Any), bad]).await;
             assert!(matches!(refused, Err(FabricError::Refused(_))), "{refused:?}");
@@ -91,7 +90,10 @@ async fn a_node_that_is_not_there_is_nobodys_and_gets_no_message() {
         let refused = fabric.append_down("edge-1", frame.clone()).await;
         assert!(matches!(refused, Err(FabricError::Refused(_))), "{refused:?}");
         fabric.write(vec![put(SYS, "identity/edge-1", "{}", Expect::Any)]).await.unwrap().unwrap();
-        tokio::time::timeout(Duration::from_secs(5), fabric.append_down("edge-1", frame)).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), fabric.append_down("edge-1", frame))
+            .await
+            .unwrap()
+            .unwrap();
         replica.stop().await;
     })
     .await;

@@ -26,15 +26,13 @@ use axum::{
 use broker::{Handle, Tasks, event};
 use tokio::net::TcpListener;
 
+use crate::config::fabric::Durability;
+
 pub use self::{
     links::links,
     store::store,
     text::{Kind, Text},
 };
-
-/// What an acknowledgement survives. The journal is flushed before it is given; a tier on a server that
-/// acknowledges earlier will say `process`.
-const DURABILITY: &str = "power-loss";
 
 /// Scrapers and probes are few.
 const CONNECTIONS_MAX: usize = 32;
@@ -96,6 +94,8 @@ pub struct Exporter {
     broker: Option<Handle>,
     readiness: Readiness,
     collectors: Arc<Mutex<Vec<Collect>>>,
+    /// What an acknowledgement survives.
+    durability: Durability,
 }
 
 impl fmt::Debug for Exporter {
@@ -108,7 +108,14 @@ impl Exporter {
     /// Shows a broker's counters and this readiness.
     #[must_use]
     pub fn new(broker: Option<Handle>, readiness: Readiness) -> Self {
-        Self { broker, readiness, collectors: Arc::default() }
+        // The journal is flushed before anything is acknowledged.
+        Self { broker, readiness, collectors: Arc::default(), durability: Durability::PowerLoss }
+    }
+
+    /// The same of a hub whose tier's servers may acknowledge earlier.
+    #[must_use]
+    pub fn with_durability(self, durability: Durability) -> Self {
+        Self { durability, ..self }
     }
 
     /// Adds a component's metrics.
@@ -136,7 +143,7 @@ impl Exporter {
         text.sample(name, &[], u8::from(self.readiness.pending().is_empty()));
         let name = "octobus_durability";
         text.family(name, Kind::Gauge, "Constant 1; the label says what an acknowledgement survives.");
-        text.sample(name, &[("survives", DURABILITY)], 1);
+        text.sample(name, &[("survives", self.durability.as_str())], 1);
         if let Some(broker) = &self.broker
             && let Ok(event::Response::Stats(core)) = broker.call(event::Command::Stats).await
         {
@@ -179,7 +186,7 @@ pub async fn serve(addr: SocketAddr, exporter: &Exporter, tasks: &Tasks) -> std:
 async fn readyz(State(exporter): State<Exporter>) -> Response {
     let pending = exporter.readiness.pending();
     if pending.is_empty() {
-        return format!("ready\ndurability: {DURABILITY}\n").into_response();
+        return format!("ready\ndurability: {}\n", exporter.durability.as_str()).into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", pending.join(", "))).into_response()
 }

@@ -10,7 +10,7 @@
 //! made. A replica that could not renew for [`GIVE_UP_AFTER`] closes its sessions itself, so that nobody else
 //! has a node before it is let go here.
 //!
-//! The newest session of an instance wins, wherever it is, and the older is fenced ([`super::Told::Fenced`]). Another
+//! The newest session of an instance wins, wherever it is, and the older is fenced ([`News::Fenced`]). Another
 //! instance of the same generation is refused while the first has a session, and for [`DUPLICATE_HOLD`] after.
 //! Every replica follows the bucket, so a claim is one compare-and-set on the revision that it knows; only when
 //! that is old does it read and try again.
@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use broker::event::tier::{News, come_again};
 use bytes::Bytes;
 use codec::proto::{Refusal, RefusalReason};
 use serde::{Deserialize, Serialize};
@@ -142,7 +143,7 @@ struct Shared {
     /// Of this life.
     epoch: u64,
     /// Not bounded by itself: one for each node that this replica has, at most.
-    fenced: mpsc::UnboundedSender<Arc<str>>,
+    fenced: mpsc::UnboundedSender<News>,
     known: Mutex<Known>,
     counters: Counters,
 }
@@ -174,7 +175,7 @@ impl Claims {
         connection: Connection,
         replica: &str,
         epoch: u64,
-        fenced: mpsc::UnboundedSender<Arc<str>>,
+        fenced: mpsc::UnboundedSender<News>,
     ) -> Self {
         let shared = Shared {
             connection,
@@ -309,7 +310,7 @@ impl Claims {
             lost
         };
         if lost {
-            self.fence(node);
+            self.fence(node, fenced());
         }
     }
 
@@ -395,7 +396,7 @@ impl Claims {
         tracing::error!(nodes = nodes.len(), why, "this replica lets go of its nodes");
         self.shared.counters.given_up.fetch_add(1, Ordering::Relaxed);
         for node in nodes {
-            self.fence(node);
+            self.fence(node, overloaded("this replica has lost the tier's NATS servers"));
         }
     }
 
@@ -460,15 +461,15 @@ impl Claims {
             known.mine.insert(node, claim);
         } else {
             drop(known);
-            self.fence(node);
+            self.fence(node, fenced());
         }
         held
     }
 
-    fn fence(&self, node: Arc<str>) {
+    fn fence(&self, node: Arc<str>, refusal: Refusal) {
         self.shared.counters.fenced.fetch_add(1, Ordering::Relaxed);
         // Nobody listens any more: the store has ended.
-        let _ended = self.shared.fenced.send(node);
+        let _ended = self.shared.fenced.send(News::Fenced { node, refusal });
     }
 }
 
@@ -552,8 +553,7 @@ fn duplicate(node: &str) -> Refusal {
 }
 
 fn overloaded(message: &str) -> Refusal {
-    let message = format!("{message}; come again");
-    Refusal { reason: RefusalReason::Overloaded.into(), message, retry_after_ms: RETRY_MS }
+    come_again(&format!("{message}; come again"), RETRY_MS)
 }
 
 fn unreachable(error: &NatsError) -> Refusal {

@@ -22,14 +22,17 @@ use std::{
 
 use broker::{
     Handle,
-    event::{Command, Response},
+    event::{
+        Command, Response,
+        tier::{DownLog, Mirrored, News},
+    },
 };
 use bytes::Bytes;
 use codec::{Class, Flags, Kind, Record, RecordHeader, frame::FrameParts};
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Mirrored, TIER, Told,
+    TIER,
     claims::{Claims, parse},
     connection::{Connection, NatsError},
     follow::{Entry, Follow, Followed, Start},
@@ -54,7 +57,7 @@ struct Shared {
     connection: Connection,
     layout: Layout,
     claims: Claims,
-    told: mpsc::Sender<Told>,
+    told: mpsc::Sender<News>,
     /// Where `sys` and `fleet` have been read up to: (incarnation, revision).
     reached: BTreeMap<&'static str, watch::Sender<Reached>>,
     /// Entries of `sys` with their revisions, claims and leases apart.
@@ -75,7 +78,7 @@ pub struct Reached {
 
 impl Mirror {
     /// A mirror that tells the store by `told`. Nothing is read before it is run.
-    pub fn new(connection: Connection, layout: Layout, claims: Claims, told: mpsc::Sender<Told>) -> Self {
+    pub fn new(connection: Connection, layout: Layout, claims: Claims, told: mpsc::Sender<News>) -> Self {
         let spaces = [Bucket::Sys, Bucket::Fleet].into_iter().filter_map(Bucket::space);
         let shared = Shared {
             connection,
@@ -221,13 +224,9 @@ impl Mirror {
                             last.insert(node, entry.revision);
                         }
                     }
-                    for (node, seq) in last {
-                        if shared
-                            .told
-                            .send(Told::Arrived { node: node.into(), incarnation, seq })
-                            .await
-                            .is_err()
-                        {
+                    for (node, last) in last {
+                        let down = DownLog { epoch: incarnation, last };
+                        if shared.told.send(News::Arrived { node: node.into(), down }).await.is_err() {
                             return;
                         }
                     }
@@ -262,15 +261,9 @@ impl Shared {
     }
 
     /// False: the store has ended.
-    async fn tell(
-        &self,
-        space: &'static str,
-        incarnation: u64,
-        records: Vec<Record>,
-        complete: Option<u64>,
-    ) -> bool {
-        let mirrored = Mirrored { space, incarnation, records, complete };
-        self.told.send(Told::Mirrored(mirrored)).await.is_ok()
+    async fn tell(&self, space: &str, incarnation: u64, records: Vec<Record>, complete: Option<u64>) -> bool {
+        let mirrored = Mirrored { space: space.into(), incarnation, records, complete };
+        self.told.send(News::Mirrored(mirrored)).await.is_ok()
     }
 
     /// Takes what was read of `sys`; what of it the core is to know.
