@@ -40,7 +40,8 @@ pub enum EnrolError {
     Registry(#[from] RegistryError),
 }
 
-/// Enrols these nodes with one key, in generation 1: all of them, or none. How many were not yet.
+/// Enrols these nodes with one key, in generation 1: all of them, or none (in a tier, where keys are written one by
+/// one, perhaps the first ones: asking again completes it). How many were not yet.
 ///
 /// # Errors
 /// See [`EnrolError`].
@@ -88,15 +89,18 @@ pub async fn enrol(registry: &Registry, nodes: &[String], key: &str) -> Result<u
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use broker::{Tasks, core, driver, store::mem::MemStore};
 
     use super::*;
+    use crate::fabric::Local;
 
     #[tokio::test]
     async fn all_are_enrolled_or_none_and_again_is_nothing_new() {
         let config = core::Config::hub("hub", "t", [1; 16], 1);
         let handle = driver::start(config, MemStore::auto(), Default::default(), &Tasks::new());
-        let registry = Registry::new(handle);
+        let registry = Registry::new(Arc::new(Local::new(handle.clone())), handle);
         let (one, two) = ("1".repeat(64), "2".repeat(64));
         let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         assert_eq!(enrol(&registry, &names(&["a", "b", "a"]), &one).await.unwrap(), 2);
