@@ -129,9 +129,14 @@ impl Pair {
     }
 
     fn retained_at_hub(&mut self) -> Vec<String> {
+        self.held_at_hub("retained")
+    }
+
+    /// The values of a space of the node, as the hub lists it.
+    fn held_at_hub(&mut self, space: &str) -> Vec<String> {
         let list = Command::StateList {
             origin: "n1".into(),
-            space: "retained".into(),
+            space: space.into(),
             prefix: String::new(),
             after: None,
             limit: 100,
@@ -143,6 +148,14 @@ impl Pair {
             }
             other => panic!("entries, not {other:?}"),
         }
+    }
+
+    /// The node writes or deletes a key of its space `status`.
+    fn say_status(&mut self, change: StateChange) {
+        let (space, key) = ("status".into(), "k".into());
+        let op = StateOp { space, key, change, expect: Expect::Any };
+        self.node.command(self.now, Command::StateWrite(vec![op]));
+        self.quiet();
     }
 
     fn conditions(&mut self) -> Vec<Condition> {
@@ -539,6 +552,26 @@ fn what_a_new_incarnation_does_not_name_goes_even_if_the_link_drops_before_the_b
     pair.drop_barriers = false;
     pair.link_up();
     assert_eq!(pair.retained_at_hub(), ["n1:c#1"]);
+}
+
+#[test]
+fn what_was_deleted_goes_even_if_another_space_begins_the_new_incarnation_while_it_is_exported() {
+    let mut pair = Pair::new();
+    pair.say_status(StateChange::Put(bytes::Bytes::from_static(b"up")));
+    pair.link_up();
+    assert_eq!(pair.held_at_hub("status"), ["up"]);
+    // The node goes back to a copy from before its first retained message: of `status` nothing is
+    // contradicted, of `retained` the hub has more than the copy.
+    let snapshot = pair.node.snapshot(pair.now);
+    pair.publish("n1:x#1", 1, true);
+    pair.quiet();
+    pair.link_down();
+    pair.node = snapshot;
+    // Nothing is left in `status`, whose export begins first, to name the new incarnation.
+    pair.say_status(StateChange::Delete);
+    pair.link_up();
+    assert_eq!(pair.retained_at_hub(), Vec::<String>::new());
+    assert_eq!(pair.held_at_hub("status"), Vec::<String>::new());
 }
 
 #[test]

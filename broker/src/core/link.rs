@@ -192,6 +192,16 @@ pub(super) struct StateExport {
     pub(super) mark_is_new: bool,
 }
 
+impl StateExport {
+    /// The owner has begun a new incarnation, and nothing of it is sent. Its barrier, owed once it is durable,
+    /// must say so by name even where no entry is left to go before it: only that takes away at the receiver
+    /// what was deleted.
+    pub(super) fn begin_anew(&mut self, incarnation: u64) {
+        self.position = (incarnation, 0);
+        self.barrier = None;
+    }
+}
+
 /// What a number of the peer's stands for.
 #[derive(Debug, Clone)]
 pub(super) enum Import {

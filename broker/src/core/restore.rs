@@ -244,6 +244,11 @@ impl Core {
         for space in self.spaces.iter_mut().filter(|space| space.owned) {
             space.mint(&mut self.ledger, self.now, self.incarnation);
         }
+        // One space may make all begin anew while others are on their way already.
+        let exports = self.links.values_mut().flat_map(|link| &mut link.spaces);
+        for (_, export) in exports.filter(|(index, _)| self.spaces[**index].owned) {
+            export.begin_anew(self.incarnation);
+        }
     }
 
     fn restore_clients(&mut self, locals: &[LocalFact]) {
