@@ -42,7 +42,8 @@ use octobus_tests::script::Script;
 use world::World;
 
 const STEPS: usize = 600;
-/// Seeds in `make test` and in `make nightly`; OCTOBUS_SIM_SEEDS overrides both.
+/// Seeds in `make test` and in `make nightly`; OCTOBUS_SIM_SEEDS overrides both. They are counted from 1, or
+/// from OCTOBUS_SIM_FIRST.
 const SEEDS: u64 = 500;
 const NIGHTLY_SEEDS: u64 = 20_000;
 const THREADS: usize = 2;
@@ -51,7 +52,7 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// Runs seeds `1..=count`; of the rules that were broken, each is told once and as short as it can be said.
+/// Runs so many seeds; of the rules that were broken, each is told once and as short as it can be said.
 fn run_seeds(count: u64) {
     let first = number("OCTOBUS_SIM_FIRST").unwrap_or(1);
     let next = AtomicU64::new(first);
