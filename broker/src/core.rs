@@ -6,6 +6,7 @@
 //! | file | subject |
 //! |---|---|
 //! | `event` | what goes in and comes out |
+//! | `few` | maps that hold little, of which a hub has very many |
 //! | `ledger` | durable effects of one `apply`, and what waits for durability |
 //! | `trie` | who wants a topic |
 //! | `publish` | a message enters: append, route, forward |
@@ -39,6 +40,7 @@ mod export_log;
 mod export_scope;
 mod export_state;
 mod exports;
+mod few;
 #[cfg(test)]
 mod fleet_tests;
 mod forecast;
@@ -51,6 +53,8 @@ mod intent_tests;
 mod ledger;
 mod link;
 mod log;
+#[cfg(test)]
+mod many_tests;
 mod policy;
 mod publish;
 mod replay;
@@ -315,12 +319,21 @@ pub struct Core {
 
     /// The greatest source number that was ever given.
     last_source: u32,
-    logs: BTreeMap<LogId, Log>,
+    /// Boxed like links: a node of the tree has room for eleven.
+    logs: BTreeMap<LogId, Box<Log>>,
     /// Current Log of each (origin, stream).
     log_names: BTreeMap<(Origin, Arc<str>), LogId>,
     /// All Logs of each (origin, stream), oldest history first.
     histories: BTreeMap<(Origin, Arc<str>), Vec<LogId>>,
-    spaces: Vec<Space>,
+    /// Boxed, so that the list grows by little: there may be several for each of very many nodes.
+    #[allow(clippy::vec_box)]
+    spaces: Vec<Box<Space>>,
+    /// Names of streams and spaces that many nodes have.
+    names: BTreeSet<Arc<str>>,
+    /// The space that this broker sends its nodes parts of.
+    scoped: Option<usize>,
+    /// Spaces that hold tombstones.
+    littered: BTreeSet<usize>,
     space_names: BTreeMap<(Origin, Arc<str>), usize>,
     /// Places in `spaces` that are nobody's.
     vacant: Vec<usize>,
@@ -343,9 +356,20 @@ pub struct Core {
     sessions: BTreeMap<SessionId, Party>,
     next_client: u32,
 
-    links: BTreeMap<SessionId, Link>,
-    /// What receivers acknowledged of each Log, as it stands on disk.
-    marks: BTreeMap<(String, LogId), proto::Mark>,
+    links: BTreeMap<SessionId, Box<Link>>,
+    /// Links toward the tier: of very many links of a hub none, of a node's few most.
+    above: BTreeSet<SessionId>,
+    /// Links whose peers have not said yet that they are who they are.
+    strangers: BTreeSet<SessionId>,
+    /// Links whose peers may speak for others.
+    speakers: BTreeSet<SessionId>,
+    /// Established links, and what is in the outboxes of all.
+    established: usize,
+    links_queued: usize,
+    /// What receivers acknowledged of each Log and space, by its source, as it stands on disk.
+    marks: BTreeMap<(LogId, Arc<str>), proto::Mark>,
+    /// Links whose peers acknowledged more than stands there.
+    marks_moved: BTreeSet<SessionId>,
     acks_owed: BTreeSet<SessionId>,
     claims: BTreeMap<Origin, Claim>,
     /// In a tier: nodes that were asked for, by the session that did last.
@@ -367,9 +391,6 @@ pub struct Core {
     budgets_due: Option<Duration>,
     /// Budgets that hold something back for long, as conditions say.
     budgets_held: BTreeMap<Arc<str>, HeldBy>,
-    /// Raised whenever what links export may have changed.
-    exports_changes: u64,
-
     reads: BTreeMap<ReadId, Reading>,
     next_read: ReadId,
     timers: BinaryHeap<std::cmp::Reverse<(Duration, Timer)>>,
@@ -605,6 +626,7 @@ impl Core {
             Some(Party::Link) => {
                 let link = self.links.get_mut(&session).expect("a session's link exists");
                 link.queued += output.cost();
+                self.links_queued += output.cost();
                 self.out.push(Action::Output { session, output });
             }
             None => {}
@@ -639,7 +661,9 @@ impl Core {
             }
             Some(Party::Link) => {
                 let link = self.links.get_mut(&session).expect("a session's link exists");
-                link.queued = link.queued.saturating_sub(bytes);
+                let sent = bytes.min(link.queued);
+                link.queued -= sent;
+                self.links_queued -= sent;
                 self.pump_links.insert(session);
             }
             None => {}
@@ -657,6 +681,11 @@ impl Core {
 
     fn clear_condition(&mut self, kind: &'static str, subject: &str) {
         self.conditions.remove(&(kind, subject.to_owned()));
+    }
+
+    /// A name of a stream or space, without another copy of one that many nodes have.
+    fn known_name(&self, name: &str) -> Arc<str> {
+        self.names.get(name).map_or_else(|| name.into(), Arc::clone)
     }
 
     /// The current Log of this name, declared and under an epoch.
@@ -677,7 +706,7 @@ impl Core {
         epoch: Option<u64>,
     ) -> LogId {
         let source = self.declare(origin, SourceKind::Log, stream, class);
-        let mut log = Log::new(&source, self.policy_of(&source), first);
+        let mut log = Box::new(Log::new(&source, self.policy_of(&source), first));
         let epoch = epoch.unwrap_or_else(|| self.rng.random());
         log.begin_epoch(&mut self.ledger, first, epoch);
         let name = (Arc::clone(origin), Arc::clone(stream));
@@ -685,8 +714,8 @@ impl Core {
             self.logs.get_mut(&older).expect("a named Log exists").retire();
         }
         self.histories.entry(log.name()).or_default().push(source.number);
+        self.exports_changed(log.down_to());
         self.logs.insert(source.number, log);
-        self.exports_changed();
         self.join_new_log(source.number);
         self.bound_older_histories(source.number);
         source.number
@@ -727,14 +756,18 @@ impl Core {
             space.horizon.listed = self.incarnation;
         }
         let window = self.config.windows.iter().find(|(name, _)| *name == source.name);
-        space.window = window.map(|(_, bounds)| Window::new(*bounds, 0));
+        space.window = window.map(|(_, bounds)| Box::new(Window::new(*bounds, 0)));
+        if owned && space.scoped {
+            self.scoped = Some(index);
+        }
+        let space = Box::new(space);
         if index < self.spaces.len() {
             self.spaces[index] = space;
         } else {
             self.spaces.push(space);
         }
         self.space_names.insert((Arc::clone(&source.origin), Arc::clone(&source.name)), index);
-        self.exports_changed();
+        self.exports_changed(None);
         index
     }
 

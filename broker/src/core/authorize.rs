@@ -26,8 +26,11 @@ impl Core {
             return Err(format!("a source of class {}", declare.class));
         };
         let link = &self.links[&session];
-        let names =
-            link.behind.known.len().max(if link.side == Side::Above { self.forwards.len() } else { 0 });
+        let names = link
+            .behind
+            .as_ref()
+            .map_or(0, |behind| behind.known.len())
+            .max(if link.side == Side::Above { self.forwards.len() } else { 0 });
         let most = SOURCES_MAX.saturating_mul(1 + names).min(SOURCES_BEHIND_MAX.max(SOURCES_MAX));
         if link.imports.len() >= most || number == 0 || link.imports.contains_key(&number) {
             return Err(format!("source number {number} declared twice, or too many sources"));
@@ -56,11 +59,18 @@ impl Core {
     fn speaks_of(&self, link: &Link, origin: &Origin) -> bool {
         match link.side {
             Side::Below => {
-                let theirs = *origin == link.peer.name || link.behind.contains(origin);
+                let theirs = *origin == link.peer.name || link.speaks_for(origin);
                 link.peer.role == Role::Node && theirs
             }
             Side::Above => *origin == self.own || self.forwards.contains_key(origin),
         }
+    }
+
+    fn import_state(&mut self, session: SessionId, origin: &Origin, name: &Arc<str>) -> Import {
+        let space = self.space_of(origin, name);
+        let link = self.links.get_mut(&session).expect("the link that declares");
+        let run = link.runs.remove(&(Arc::clone(origin), Arc::clone(name))).unwrap_or(0);
+        Import::State { space, run }
     }
 
     /// Default deny: what is not listed here, nobody may send.
@@ -71,8 +81,8 @@ impl Core {
         class: Class,
     ) -> Result<Import, String> {
         let link = &self.links[&session];
-        let origin: Origin = declare.origin.as_str().into();
-        let name: Arc<str> = declare.name.as_str().into();
+        let origin = link.origin_named(&declare.origin);
+        let name = self.known_name(&declare.name);
         let refused = || {
             Err(format!(
                 "{} may not send source origin={:?} kind={} name={:?}",
@@ -98,11 +108,11 @@ impl Core {
             }
             2 if down => Ok(Import::Log { origin, stream: name, class, log: None }),
             3 if below && super::NODE_SPACES.contains(&&*name) => {
-                Ok(Import::State { space: self.space_of(&origin, &name) })
+                Ok(self.import_state(session, &origin, &name))
             }
             // A relay passes no part of it on, so from one it can only be made up.
             3 if tier && link.peer.role == Role::Hub && &*name == "fleet" => {
-                Ok(Import::State { space: self.space_of(&origin, &name) })
+                Ok(self.import_state(session, &origin, &name))
             }
             1..=3 => refused(),
             _ => Ok(Import::Unknown),

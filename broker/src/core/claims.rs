@@ -5,14 +5,15 @@
 //! told when a path through it lost (`Fence`). What a node has put into a relay's store is taken from there
 //! whoever holds the claim: records have positions, and only what is Live needs the path.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use codec::proto;
 
 use super::{
     Core, Timer,
     event::{Origin, Peer, Role, SessionId},
-    link::{FEATURE_RELAY, Link, Phase, Side},
+    few::Few,
+    link::{FEATURE_RELAY, Link, Phase},
 };
 
 const REPLACED: &str = "this enrolment was replaced by a newer one: join again with a new token";
@@ -24,14 +25,14 @@ const NAME_MAX: usize = 253;
 /// Who holds a node's name.
 #[derive(Debug)]
 pub(super) struct Claim {
-    instance: Vec<u8>,
+    instance: [u8; 16],
     generation: u32,
     /// The link that leads to it.
     pub(super) session: Option<SessionId>,
     /// Of the node's Hello: a greater one is newer. 0: from a build that has none.
     stamp: u64,
     /// Relays between that link's peer and the node, the node's own first; the peer is the last.
-    via: Vec<String>,
+    via: Box<[String]>,
     /// When its last path ended.
     released: Duration,
 }
@@ -48,7 +49,7 @@ impl Core {
     pub(super) fn relayed_nodes(&self) -> impl Iterator<Item = (&Origin, &Link, SessionId)> {
         self.claims.iter().filter_map(|(name, claim)| {
             let session = claim.session.filter(|_| !claim.via.is_empty())?;
-            Some((name, self.links.get(&session)?, session))
+            Some((name, &**self.links.get(&session)?, session))
         })
     }
 
@@ -80,7 +81,7 @@ impl Core {
         let hold = self.config.duplicate_hold;
         let now = self.now.mono;
         if let Some(held) = self.claims.get(node) {
-            let other = held.instance != present.instance && held.generation >= present.generation;
+            let other = held.instance != *present.instance && held.generation >= present.generation;
             let busy = held.session.is_some() || now < held.released + hold;
             if other && busy {
                 let message = format!(
@@ -108,16 +109,16 @@ impl Core {
             }
         }
         let claim = Claim {
-            instance: present.instance.to_vec(),
+            instance: present.instance[..].try_into().expect("checked before: 16 bytes"),
             generation: present.generation,
             session: Some(session),
             stamp: present.claim,
-            via: present.via.clone(),
+            via: present.via.clone().into(),
             released: now,
         };
         self.claims.insert(Arc::clone(node), claim);
-        self.links.get_mut(&session).expect("the link that claims").present.insert(Arc::clone(node));
-        self.exports_changed();
+        self.links.get_mut(&session).expect("the link that claims").present.insert(Arc::clone(node), ());
+        self.exports_changed(Some(node));
         self.pump_links.insert(session);
         self.tell_above(node);
         Ok(())
@@ -137,21 +138,21 @@ impl Core {
     /// A node is not reached by this link any more.
     pub(super) fn release_claim(&mut self, session: SessionId, node: &Origin) {
         if let Some(link) = self.links.get_mut(&session) {
-            link.present.remove(node);
+            link.present.remove::<str>(node);
         }
         let Some(claim) = self.claims.get_mut(node).filter(|claim| claim.session == Some(session)) else {
             return;
         };
         claim.session = None;
         claim.released = self.now.mono;
-        self.exports_changed();
+        self.exports_changed(None);
         self.tell_above(node);
         self.fail_requests(session, node);
     }
 
     /// Every node that was reached by this link is offline.
-    pub(super) fn release_all(&mut self, session: SessionId, present: &std::collections::BTreeSet<Origin>) {
-        for node in present {
+    pub(super) fn release_all(&mut self, session: SessionId, present: &Few<Origin, ()>) {
+        for node in present.keys() {
             self.release_claim(session, node);
         }
     }
@@ -160,12 +161,14 @@ impl Core {
     /// no duplicate of it.
     pub(super) fn replace_generation(&mut self, node: &Origin, generation: u32) {
         self.generations.insert(Arc::clone(node), generation);
-        let older = |link: &Link| {
+        let older = |session: &SessionId| {
+            let link = &self.links[session];
             let theirs = link.peer.role == Role::Node && link.peer.name == *node;
             theirs && link.peer.generation < generation && link.phase != Phase::Closing
         };
-        let out: Vec<SessionId> =
-            self.links.iter().filter(|(_, link)| older(link)).map(|(session, _)| *session).collect();
+        // Who has said hello holds the claim, or is on its way out.
+        let holder = self.claims.get(node).and_then(|claim| claim.session);
+        let out: BTreeSet<SessionId> = self.strangers.iter().copied().chain(holder).filter(older).collect();
         for session in out {
             self.refuse(session, proto::RefusalReason::Revoked, REPLACED, 0);
         }
@@ -201,7 +204,9 @@ impl Core {
                 self.refuse(session, proto::RefusalReason::NotAuthorized, &what, 0);
                 return Ok(());
             }
-            let Some((node, known)) = link.behind.known.get_key_value(present.name.as_str()) else {
+            let Some((node, known)) =
+                link.behind.as_ref().and_then(|behind| behind.known.get_key_value(present.name.as_str()))
+            else {
                 let what = format!("{} may not forward for {:?}", link.peer.name, present.name);
                 self.not_authorized(session, what);
                 return Ok(());
@@ -270,12 +275,12 @@ impl Core {
             return None;
         }
         let claim = self.claims.get(node)?;
-        let mut via = claim.via.clone();
+        let mut via = claim.via.to_vec();
         via.push(self.own.to_string());
         Some(proto::Present {
             name: node.to_string(),
             linked: claim.session.is_some(),
-            instance: claim.instance.clone().into(),
+            instance: claim.instance.to_vec().into(),
             generation: claim.generation,
             claim: claim.stamp,
             via,
@@ -284,12 +289,8 @@ impl Core {
 
     /// Established links toward the tier whose peers know relays.
     pub(super) fn links_above(&self) -> impl Iterator<Item = SessionId> {
-        let relays = |link: &Link| {
-            link.side == Side::Above
-                && link.phase == Phase::Established
-                && link.features.contains(FEATURE_RELAY)
-        };
-        self.links.iter().filter(move |(_, link)| relays(link)).map(|(session, _)| *session)
+        let relays = |link: &Link| link.phase == Phase::Established && link.can(FEATURE_RELAY);
+        self.above.iter().copied().filter(move |session| relays(&self.links[session]))
     }
 }
 

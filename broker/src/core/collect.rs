@@ -13,6 +13,7 @@ const SOON: Duration = Duration::from_millis(10);
 impl Core {
     /// A tombstone became durable in this space.
     pub(super) fn on_tombstone(&mut self, space: usize) {
+        self.littered.insert(space);
         if self.spaces[space].is_littered() {
             self.collect_from(space);
         }
@@ -24,10 +25,11 @@ impl Core {
 
     pub(super) fn collect_tombstones(&mut self) {
         let mut more = false;
-        for space in 0..self.spaces.len() {
+        for space in self.littered.iter().copied().collect::<Vec<_>>() {
             more |= self.collect_from(space) == limits::TOMBSTONES_FORGOTTEN;
         }
-        self.collecting = more || self.spaces.iter().any(super::Space::has_tombstones);
+        self.littered.retain(|space| self.spaces[*space].has_tombstones());
+        self.collecting = more || !self.littered.is_empty();
         if self.collecting {
             self.after(if more { SOON } else { EVERY }, Timer::Tombstones);
         }
@@ -48,7 +50,7 @@ impl Core {
         let space = &self.spaces[index];
         let horizon = space.horizon.local;
         let lags = |link: &Link| link.spaces.get(&index).is_some_and(|export| export.cursor < horizon);
-        if forgotten > 0 && space.owned && self.links.values().any(lags) {
+        if forgotten > 0 && space.owned && self.above.iter().any(|session| lags(&self.links[session])) {
             // A receiver will never be told of it by name: it is told everything again, and a barrier.
             self.mint_above(self.incarnation);
         }
@@ -64,13 +66,13 @@ impl Core {
         if space.scoped || !(space.owned || passed_on) {
             return u64::MAX;
         }
-        let marks = self.marks.iter().filter(|((_, source), _)| *source == space.source);
+        let marks = self.marks_of(space.source);
         if !space.owned {
             // Nobody above may have heard of it yet.
-            let least = marks.map(|(_, mark)| (mark.epoch, mark.mark)).min();
+            let least = marks.map(|mark| (mark.epoch, mark.mark)).min();
             return least.map_or(0, |least| space.resume_after(least));
         }
-        let same = marks.filter(|(_, mark)| mark.epoch == space.at.0);
-        same.map(|(_, mark)| mark.mark).min().unwrap_or(u64::MAX)
+        let same = marks.filter(|mark| mark.epoch == space.at.0);
+        same.map(|mark| mark.mark).min().unwrap_or(u64::MAX)
     }
 }

@@ -169,11 +169,11 @@ impl Core {
     fn history(&self, origin: &Origin, stream: &Arc<str>, epoch: Option<u64>) -> Option<LogId> {
         let current = self.log_names.get(&(Arc::clone(origin), Arc::clone(stream))).copied();
         let Some(epoch) = epoch else { return current };
-        let had = |log: &&Log| {
+        let had = |log: &Log| {
             let named = log.origin == *origin && log.stream == *stream;
             named && log.epochs.iter().any(|(_, held)| *held == epoch)
         };
-        self.logs.values().find(had).map(|log| log.id)
+        self.logs.values().find(|log| had(log)).map(|log| log.id)
     }
 
     fn list_sessions(&self) -> Vec<SessionInfo> {
@@ -214,19 +214,17 @@ impl Core {
     /// The counters, with the gauges as they are now.
     fn stats_now(&self) -> super::Stats {
         let mut stats = self.stats.clone();
-        stats.clients =
-            self.sessions.values().filter(|party| matches!(party, Party::Client(_))).count() as u64;
         stats.clients_away = self.clients.values().filter(|client| client.session.is_none()).count() as u64;
-        stats.links = self.links.values().filter(|link| link.phase == Phase::Established).count() as u64;
+        stats.clients = self.clients.len() as u64 - stats.clients_away;
+        stats.links = self.established as u64;
         let clients: usize = self.clients.values().map(|client| client.queued).sum();
-        let links: usize = self.links.values().map(|link| link.queued).sum();
-        stats.queue_bytes = (clients + links) as u64;
+        stats.queue_bytes = (clients + self.links_queued) as u64;
         stats.budgets = self.budgets.states();
         stats.spent_today = self.budgets.spend.by_class();
         stats.logs = self.logs.len() as u64;
         stats.log_bytes = self.logs.values().map(|log| log.kept.bytes()).sum();
-        let above = |log: &&Log| !self.config.is_hub() && !log.origin.is_empty();
-        for log in self.logs.values().filter(above) {
+        let above = |log: &Log| !self.config.is_hub() && !log.origin.is_empty();
+        for log in self.logs.values().filter(|log| above(log)) {
             if let Some(seconds) =
                 self.seconds_to_full(log).filter(|_| log.origin == self.own && !log.retired)
             {

@@ -74,7 +74,7 @@ impl Core {
     pub(super) fn grant_if_outdated(&mut self, session: SessionId) {
         let window = self.window();
         let link = self.links.get_mut(&session).expect("a link of this core");
-        let told = link.phase != Phase::Established || !link.features.contains(FEATURE_CREDIT);
+        let told = link.phase != Phase::Established || !link.can(FEATURE_CREDIT);
         if told || link.granted == window {
             return;
         }

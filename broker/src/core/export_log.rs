@@ -25,7 +25,7 @@ impl Core {
                     self.histories.get(&(Origin::clone(&tier), format!("down/{node}").into()))
                 };
                 let passed = !self.config.is_hub() || self.config.exports.has_stream("down/");
-                link.present.iter().filter(|_| passed).filter_map(down).flatten().copied().collect()
+                link.present.keys().filter(|_| passed).filter_map(down).flatten().copied().collect()
             }
         }
     }
@@ -34,7 +34,7 @@ impl Core {
         if self.config.is_hub() {
             return Vec::new();
         }
-        let relays = link.features.contains(FEATURE_RELAY);
+        let relays = link.can(FEATURE_RELAY);
         let sent = |origin: &Origin| {
             let behind = relays && self.forwards.contains_key(origin) && !self.comes_from(link, origin);
             *origin == self.own || behind
@@ -81,7 +81,7 @@ impl Core {
         }
         let owned = self.owns(id);
         let link = self.links.get_mut(&session).expect("an established link");
-        let stored = self.marks.get(&(link.receiver().to_owned(), id)).copied();
+        let stored = self.marks.get(&(id, link.receiver_name())).copied();
         let mut export = LogExport { mark: stored, ..LogExport::default() };
         let log = &self.logs[&id];
         let mut disowned = false;
@@ -175,8 +175,8 @@ impl Core {
     /// got what it holds by way of one that is not.
     fn after_mark(&self, session: SessionId, id: LogId) -> u64 {
         let log = &self.logs[&id];
-        let known = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark.mark).max();
-        let mine = self.links[&session].logs[&id].mark.as_ref().map(|mark| mark.mark);
+        let known = self.marks_of(id).map(|mark| mark.mark).max();
+        let mine = self.links[&session].logs.get(&id).and_then(|export| Some(export.mark.as_ref()?.mark));
         let from = mine.or(known).map_or(log.first, |mark| mark.saturating_add(1));
         from.clamp(log.first, log.durable_next)
     }
@@ -247,7 +247,7 @@ impl Core {
         let Some(link) = self.links.get(&session) else { return false };
         let log = &self.logs[&id];
         if let Some(node) = log.down_to()
-            && !link.present.contains(node)
+            && !link.present.contains_key(node)
         {
             return false;
         }
@@ -294,7 +294,7 @@ impl Core {
                 self.ask_budgets_at(held.until);
                 break;
             }
-            let (export, log) = (&self.links[&session].logs[&id], &self.logs[&id]);
+            let (export, log) = (self.links[&session].logs.get(&id).expect("its export"), &self.logs[&id]);
             if from > export.next {
                 let hole = log::gap(log, export.next, from - 1, proto::GapReason::Corruption);
                 self.export_record(session, id, hole);
@@ -322,7 +322,7 @@ impl Core {
             record = log::gap(log, seq, seq, proto::GapReason::Expired);
             self.stats.drop(DropReason::Expired);
         }
-        let export = &self.links[&session].logs[&id];
+        let export = self.links[&session].logs.get(&id).expect("its export");
         if record.header.kind == Kind::GAP
             && let Some((following, _)) = log.epochs.iter().find(|(from, _)| *from > export.next)
         {
@@ -338,7 +338,7 @@ impl Core {
     pub(super) fn send_log_record(&mut self, session: SessionId, id: LogId, mut record: Record) {
         let log = &self.logs[&id];
         let link = self.links.get_mut(&session).expect("an established link");
-        let mut number = link.logs[&id].number;
+        let mut number = link.logs.get(&id).expect("its export").number;
         if number == 0 {
             number = link.declare(&log.origin, SourceKind::Log, &log.stream, log.class);
         }

@@ -40,14 +40,9 @@ pub(super) struct PartExport {
 }
 
 impl Core {
-    /// The space that a hub sends its nodes parts of.
-    fn scoped_space(&self) -> Option<usize> {
-        self.spaces.iter().position(|space| space.scoped && space.owned)
-    }
-
     /// What a node is told of the space that it gets a part of.
     pub(super) fn part_offer(&self, link: &Link) -> Option<proto::StateOffer> {
-        let index = self.scoped_space().filter(|_| link.peer.role == Role::Node)?;
+        let index = self.scoped.filter(|_| link.peer.role == Role::Node)?;
         let space = &self.spaces[index];
         Some(proto::StateOffer {
             origin: space.origin.to_string(),
@@ -59,7 +54,7 @@ impl Core {
     }
 
     pub(super) fn begin_part_export(&mut self, session: SessionId) {
-        let Some(index) = self.scoped_space() else { return };
+        let Some(index) = self.scoped else { return };
         let link = &self.links[&session];
         let peer = &link.peer;
         if link.part.is_some()
@@ -138,7 +133,7 @@ impl Core {
         let named = key.strip_prefix(ACCEPT).or_else(|| key.strip_prefix(INTENT_RESULT)?.split('/').next());
         let concerned: Vec<SessionId> = match named {
             Some(node) => self.own_link_of(node).into_iter().collect(),
-            None => space.scopes.listing(key).filter_map(|node| self.own_link_of(node)).collect(),
+            None => space.listing(key).filter_map(|node| self.own_link_of(node)).collect(),
         };
         for session in concerned {
             self.make_due(session, [(Turn::of(key), Arc::clone(key))].into());

@@ -18,7 +18,7 @@ impl Core {
         if self.config.is_hub() || link.side == Side::Below {
             return Vec::new();
         }
-        let relays = link.features.contains(FEATURE_RELAY);
+        let relays = link.can(FEATURE_RELAY);
         let exported = |space: &Space| {
             let behind = relays
                 && super::NODE_SPACES.contains(&&*space.name)
@@ -53,6 +53,7 @@ impl Core {
         let held = link.peer_positions.iter().find(held);
         let position = held.map_or((0, 0), |at| (at.incarnation, at.revision));
         let run = held.map_or(0, |at| at.run);
+        let unknown = held.is_none();
         let owned = space.owned;
         let same = position.0 == space.at.0 && position.1 > 0;
         // No honest receiver is ahead of the owner: this store was rolled back, or is a copy.
@@ -72,6 +73,7 @@ impl Core {
             position: if restarted { (space.at.0, 0) } else { position },
             cursor: space.resume_after(position),
             in_flight: InFlight::default(),
+            unknown,
             // Owed at every start: the one of an earlier session may never have arrived.
             barrier: space.is_complete(&self.own).then_some(space.at),
             mark: position,
@@ -90,7 +92,8 @@ impl Core {
         if !space.is_complete(&self.own) {
             return;
         }
-        for (session, link) in &mut self.links {
+        for session in &self.above {
+            let link = self.links.get_mut(session).expect("a link of this core");
             if let Some(export) = link.spaces.get_mut(&index) {
                 export.barrier = Some(space.durable);
                 self.pump_links.insert(*session);
@@ -108,7 +111,9 @@ impl Core {
             if !credit || export.in_flight.bytes as u64 >= link.window.state_bytes {
                 return;
             }
-            if space.change_after(export.cursor).is_none() && export.barrier.is_none() {
+            // Of a space that was never written to, who knows nothing of it has nothing to be told.
+            let void = export.unknown && space.seen == 0;
+            if void || space.change_after(export.cursor).is_none() && export.barrier.is_none() {
                 return;
             }
             if link.side == Side::Above

@@ -1,13 +1,15 @@
 //! What leaves over an established link: where each export starts, whose turn it is, what was acknowledged.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use codec::{Class, Flags, Kind, proto};
 
 use super::{
     Core, DropReason,
     event::{Origin, SessionId},
-    link::{FEATURE_CREDIT, FEATURE_RELAY, Link, Phase, Side},
-    log::LogId,
+    link::{FEATURE_CREDIT, FEATURE_RELAY, Link, Phase},
+    log::{Log, LogId},
 };
 use crate::limits;
 
@@ -15,15 +17,34 @@ use crate::limits;
 const PUMP_RECORDS: usize = 1024;
 
 impl Core {
-    /// Whatever links export may have changed: a Log, a space, a node or a permission came or went.
-    pub(super) fn exports_changed(&mut self) {
-        self.exports_changes += 1;
+    /// What links export may have changed: a Log, a space, a node or a permission came or went. Links above
+    /// are concerned by all of it, of those below only the one that leads to this node.
+    pub(super) fn exports_changed(&mut self, node: Option<&str>) {
+        let below = node.and_then(|node| self.claims.get(node)?.session);
+        for session in self.above.iter().copied().chain(below) {
+            if let Some(link) = self.links.get_mut(&session) {
+                link.exports_changed = true;
+            }
+        }
+    }
+
+    /// The links that a Log may be exported to.
+    pub(super) fn receivers_of(&self, log: &Log) -> impl Iterator<Item = &Link> {
+        let node = log.down_to().map(|node| self.link_of(node));
+        let above = self.above.iter().copied().filter(move |_| node.is_none());
+        above.chain(node.flatten()).filter_map(|session| Some(&**self.links.get(&session)?))
+    }
+
+    /// What receivers are known to hold of a Log or space, by its source.
+    pub(super) fn marks_of(&self, source: LogId) -> impl Iterator<Item = &proto::Mark> {
+        let from = (source, Arc::from(""));
+        self.marks.range(from..).take_while(move |((of, _), _)| *of == source).map(|(_, mark)| mark)
     }
 
     /// Starts every export that has not begun, where its receiver stands.
     pub(super) fn add_missing_exports(&mut self, session: SessionId) {
         let link = self.links.get_mut(&session).expect("an established link");
-        if std::mem::replace(&mut link.exports_seen, self.exports_changes) == self.exports_changes {
+        if !std::mem::take(&mut link.exports_changed) {
             return;
         }
         let link = &self.links[&session];
@@ -69,8 +90,7 @@ impl Core {
         if self.config.is_hub() {
             return;
         }
-        let above = self.links.iter().filter(|(_, link)| link.side == Side::Above);
-        self.pump_links.extend(above.map(|(session, _)| *session));
+        self.pump_links.extend(&self.above);
     }
 
     fn pump_link(&mut self, session: SessionId) {
@@ -106,10 +126,10 @@ impl Core {
     /// The peer says what it durably holds.
     pub(super) fn on_ack(&mut self, session: SessionId, ack: &proto::Ack) {
         let Some(link) = self.links.get_mut(&session) else { return };
-        if let Some(window) = ack.window.filter(|_| link.features.contains(FEATURE_CREDIT)) {
+        if let Some(window) = ack.window.filter(|_| link.can(FEATURE_CREDIT)) {
             link.window = window;
         }
-        let mut freed = 0;
+        let (mut freed, mut marked) = (0, false);
         let mut moved = Vec::new();
         for at in ack.sources.iter().filter(|at| at.source != 0) {
             if let Some(part) = link.part.as_mut().filter(|part| part.number == at.source) {
@@ -133,17 +153,20 @@ impl Core {
                     }
                 }
                 export.mark = Some(proto::Mark { epoch: at.epoch, mark: seq, crc });
-                export.mark_is_new = true;
+                (export.mark_is_new, marked) = (true, true);
                 moved.push(*id);
             } else if let Some(export) = link.spaces.values_mut().find(|export| export.number == at.source) {
                 freed += export.in_flight.acknowledged(&(at.epoch, at.seq));
                 export.mark = (at.epoch, at.seq);
-                export.mark_is_new = true;
+                (export.mark_is_new, marked) = (true, true);
             }
         }
         link.in_flight_bytes -= freed;
         self.pump_links.insert(session);
-        self.cursors_moved();
+        if marked {
+            self.marks_moved.insert(session);
+            self.cursors_moved();
+        }
         if self.config.relay {
             self.passed_on(&moved);
         }
@@ -151,18 +174,12 @@ impl Core {
 
     /// Remembers on disk what receivers hold.
     pub(super) fn write_marks(&mut self) {
-        let links = std::mem::take(&mut self.links);
-        for link in links.values() {
-            self.write_marks_of(link);
-        }
-        self.links = links;
-        for link in self.links.values_mut() {
-            for export in link.logs.values_mut() {
-                export.mark_is_new = false;
-            }
-            for export in link.spaces.values_mut() {
-                export.mark_is_new = false;
-            }
+        for session in std::mem::take(&mut self.marks_moved) {
+            let Some(mut link) = self.links.remove(&session) else { continue };
+            self.write_marks_of(&link);
+            link.logs.values_mut().for_each(|export| export.mark_is_new = false);
+            link.spaces.values_mut().for_each(|export| export.mark_is_new = false);
+            self.links.insert(session, link);
         }
     }
 
@@ -170,11 +187,11 @@ impl Core {
         if self.config.shared {
             return; // a node says itself what it holds of the one Log that it gets
         }
-        for (id, export) in &link.logs {
+        for (id, export) in link.logs.iter() {
             let Some(mark) = export.mark.as_ref().filter(|_| export.mark_is_new) else { continue };
             let value = codec::encode(mark);
             self.ledger.write_local(Kind::MARK, mark_key(link.receiver(), *id), Some(value));
-            self.marks.insert((link.receiver().to_owned(), *id), *mark);
+            self.marks.insert((*id, link.receiver_name()), *mark);
             self.acknowledgements_moved.insert(*id);
         }
         for (index, export) in link.spaces.iter().filter(|(_, export)| export.mark_is_new) {
@@ -183,7 +200,7 @@ impl Core {
             let mark = proto::Mark { epoch: export.mark.0, mark: export.mark.1, crc: 0 };
             let key = mark_key(link.receiver(), source);
             self.ledger.write_local(Kind::MARK, key, Some(codec::encode(&mark)));
-            self.marks.insert((link.receiver().to_owned(), source), mark);
+            self.marks.insert((source, link.receiver_name()), mark);
         }
     }
 
@@ -196,16 +213,12 @@ impl Core {
             return;
         }
         let own = *origin == self.own;
-        let above = |link: &Link| {
-            let relays = own || link.features.contains(FEATURE_RELAY);
-            link.phase == Phase::Established && link.side == Side::Above && relays
+        let takes = |link: &Link| {
+            let relays = own || link.can(FEATURE_RELAY);
+            link.phase == Phase::Established && relays && (own || !self.comes_from(link, origin))
         };
-        let sessions: Vec<SessionId> = self
-            .links
-            .iter()
-            .filter(|(_, link)| above(link) && (own || !self.comes_from(link, origin)))
-            .map(|(session, _)| *session)
-            .collect();
+        let sessions: Vec<SessionId> =
+            self.above.iter().filter(|session| takes(&self.links[session])).copied().collect();
         if sessions.is_empty() {
             self.stats.drop(DropReason::NoLink);
         }

@@ -51,6 +51,10 @@ impl Behind {
         self.known.contains_key(name) || self.missing.contains(name)
     }
 
+    fn is_nobody(&self) -> bool {
+        self.known.is_empty() && self.missing.is_empty()
+    }
+
     pub(super) fn list(&self) -> Vec<proto::Forward> {
         self.known.values().cloned().collect()
     }
@@ -96,6 +100,18 @@ impl Core {
         behind
     }
 
+    /// These may be spoken for by the peer of a link.
+    pub(super) fn stand_behind(&mut self, session: SessionId, behind: Behind) {
+        let link = self.links.get_mut(&session).expect("a link of this core");
+        if behind.is_nobody() {
+            link.behind = None;
+            self.speakers.remove(&session);
+        } else {
+            link.behind = Some(Box::new(behind));
+            self.speakers.insert(session);
+        }
+    }
+
     /// For the acceptor of a relay: what a certificate of this name must be, if it may link here.
     pub(super) fn forwarded(&self) -> Vec<proto::Forward> {
         self.forwards.values().cloned().collect()
@@ -117,7 +133,7 @@ impl Core {
         let value = codec::encode(&proto::Forwards { forwards: told.values().cloned().collect() });
         self.ledger.write_local(Kind::META, Bytes::from_static(FORWARDS), Some(value));
         self.forwards = told;
-        self.exports_changed();
+        self.exports_changed(None);
         let below: Vec<SessionId> =
             self.links.iter().filter(|(_, link)| link.side == Side::Below).map(|(id, _)| *id).collect();
         for session in below {
@@ -140,12 +156,13 @@ impl Core {
 
     /// `identity/<name>` has changed: whoever speaks for this name is judged anew.
     pub(super) fn on_identity_changed(&mut self, name: &str) {
-        let concerned: Vec<SessionId> = self
-            .links
-            .iter()
-            .filter(|(_, link)| *link.peer.name == *name || link.behind.names(name))
-            .map(|(session, _)| *session)
-            .collect();
+        let names = |session: &SessionId| {
+            let link = &self.links[session];
+            *link.peer.name == *name || link.behind.as_ref().is_some_and(|behind| behind.names(name))
+        };
+        let holder = self.claims.get(name).and_then(|claim| claim.session);
+        let concerned: BTreeSet<SessionId> =
+            self.speakers.iter().copied().chain(holder).filter(names).collect();
         for session in concerned {
             self.judge_again(session);
         }
@@ -163,22 +180,22 @@ impl Core {
         }
         let behind = self.behind(&peer.name);
         let link = &self.links[&session];
-        if behind == link.behind {
+        if link.behind.as_deref().map_or_else(|| behind.is_nobody(), |known| *known == behind) {
             return;
         }
         let gone = |origin: &Origin| !origin.is_empty() && *origin != peer.name && !behind.contains(origin);
         let speaks_for_others = link.imports.values().any(|import| match import {
             Import::Log { origin, .. } | Import::Live { origin } => gone(origin),
-            Import::State { space } => gone(&self.spaces[*space].origin),
+            Import::State { space, .. } => gone(&self.spaces[*space].origin),
             Import::Unknown => false,
         });
-        if speaks_for_others || link.present.iter().any(gone) {
+        if speaks_for_others || link.present.keys().any(gone) {
             let what = format!("{} may not forward for all of its nodes any more: link again", peer.name);
             return self.refuse(session, proto::RefusalReason::NotAuthorized, &what, 1_000);
         }
-        let told = link.features.contains(FEATURE_RELAY);
+        let told = link.can(FEATURE_RELAY);
         let forwards = behind.list();
-        self.links.get_mut(&session).expect("looked at it").behind = behind;
+        self.stand_behind(session, behind);
         if told {
             self.send_control(session, proto::control::Message::Forwards(proto::Forwards { forwards }));
         }

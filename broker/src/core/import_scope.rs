@@ -32,7 +32,6 @@ impl Core {
         index: usize,
         record: &Record,
     ) {
-        self.follow_run(session, index);
         if record.header.kind == Kind::SYNCED {
             let space = &mut self.spaces[index];
             space.synced = (record.header.epoch, record.header.seq);
@@ -46,7 +45,7 @@ impl Core {
             self.stats.link_duplicates_in += 1;
         }
         let link = self.links.get_mut(&session).expect("the link that a record came from");
-        let count = link.part_records.entry(source).or_insert((0, 0));
+        let count = link.part_records.get_or_insert_with(source, || (0, 0));
         count.0 += 1;
         let count = count.0;
         self.ledger.after(Effect::PartDurable { session, source, count, space: index });

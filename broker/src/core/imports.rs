@@ -34,7 +34,8 @@ impl Core {
     fn brought_by(&self, link: &Link) -> Vec<Origin> {
         match link.side {
             Side::Below => {
-                let behind = link.behind.known.keys().filter(|name| **name != link.peer.name);
+                let behind = link.behind.iter().flat_map(|behind| behind.known.keys());
+                let behind = behind.filter(|name| **name != link.peer.name);
                 std::iter::once(&link.peer.name).chain(behind).cloned().collect()
             }
             Side::Above if self.config.is_hub() => Vec::new(),
@@ -129,22 +130,23 @@ impl Core {
                 let why = format!("an incarnation of the far future: {}", record.header.epoch);
                 self.disregard(session, number, why);
             }
-            (Import::State { space }, Kind::PUT | Kind::TOMBSTONE | Kind::SYNCED)
+            (Import::State { space, run }, Kind::PUT | Kind::TOMBSTONE | Kind::SYNCED)
                 if self.spaces[space].scoped =>
             {
+                self.follow_run(space, run);
                 self.import_part(session, number, space, &record);
             }
-            (Import::State { space }, Kind::PUT | Kind::TOMBSTONE) => {
-                self.follow_run(session, space);
+            (Import::State { space, run }, Kind::PUT | Kind::TOMBSTONE) => {
+                self.follow_run(space, run);
                 if !self.spaces[space].import(&mut self.ledger, &record) {
                     self.stats.link_duplicates_in += 1;
                 }
                 self.ledger.after(Effect::LinkAck { session, source: number });
             }
-            (Import::State { space }, Kind::BARRIER) if !self.spaces[space].scoped => {
+            (Import::State { space, run }, Kind::BARRIER) if !self.spaces[space].scoped => {
                 let pair = (record.header.epoch, record.header.seq);
                 let now = self.now;
-                self.follow_run(session, space);
+                self.follow_run(space, run);
                 if self.config.shared {
                     self.spaces[space].barrier_elsewhere(&mut self.ledger, &record);
                 }
@@ -173,13 +175,8 @@ impl Core {
     }
 
     /// That the owner sends says that it has looked at the position that it was told.
-    pub(super) fn follow_run(&mut self, session: SessionId, space: usize) {
-        let space = &mut self.spaces[space];
-        if let Some(run) =
-            self.links[&session].runs.get(&(Arc::clone(&space.origin), Arc::clone(&space.name)))
-        {
-            space.follow_run(&mut self.ledger, *run);
-        }
+    fn follow_run(&mut self, space: usize, run: u64) {
+        self.spaces[space].follow_run(&mut self.ledger, run);
     }
 
     fn import_log(
@@ -307,9 +304,8 @@ impl Core {
 
     /// Up to where a Log that is passed on has arrived.
     pub(super) fn passed_upto(&self, id: LogId) -> u64 {
-        let live = self.links.values().filter_map(|link| link.logs.get(&id)?.mark.as_ref());
-        let stored = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark);
-        live.chain(stored).map(|mark| mark.mark).max().unwrap_or(0)
+        let live = self.receivers_of(&self.logs[&id]).filter_map(|link| link.logs.get(&id)?.mark.as_ref());
+        live.chain(self.marks_of(id)).map(|mark| mark.mark).max().unwrap_or(0)
     }
 
     /// Whether the sender of a Log is to wait: this relay is full of it.
@@ -327,7 +323,7 @@ impl Core {
         }
         let mut owing = Vec::new();
         for (session, link) in &self.links {
-            for number in &link.holding {
+            for number in link.holding.keys() {
                 if let Some(Import::Log { log: Some(id), .. }) = link.imports.get(number)
                     && !self.holds(*id)
                 {
@@ -350,7 +346,7 @@ impl Core {
         let correlation = record.header.seq;
         let link = &self.links[&session];
         let below = link.side == Side::Below;
-        if below && !link.present.contains(origin) {
+        if below && !link.present.contains_key(origin) {
             return self.stats.drop(DropReason::Fenced);
         }
         if below && flags.contains(Flags::REPLY) {
@@ -391,9 +387,9 @@ impl Core {
 
     pub(super) fn on_import_durable(&mut self, session: SessionId, source: LinkSource) {
         if let Some(link) = self.links.get_mut(&session) {
-            link.owed.insert(source);
+            link.owed.insert(source, ());
+            self.acks_owed.insert(session);
         }
-        self.acks_owed.insert(session);
     }
 
     /// Tells peers what has become durable: one message for all sources of a link.
@@ -403,13 +399,13 @@ impl Core {
             let owed = std::mem::take(&mut link.owed);
             let link = &self.links[&session];
             let sources: Vec<proto::SourceAck> = owed
-                .iter()
-                .filter_map(|number| self.position_of(session, *number, &link.imports[number]))
+                .keys()
+                .filter_map(|number| self.position_of(session, *number, link.imports.get(number)?))
                 .collect();
             let link = self.links.get_mut(&session).expect("looked at it");
             for at in &sources {
                 if at.hold {
-                    link.holding.insert(at.source);
+                    link.holding.insert(at.source, ());
                 } else {
                     link.holding.remove(&at.source);
                 }
@@ -437,11 +433,11 @@ impl Core {
                 let crc = log.crc_at(seq).unwrap_or(0);
                 Some(proto::SourceAck { source, epoch: log.epoch(), seq, crc, hold: self.holds(id) })
             }
-            Import::State { space } if self.spaces[*space].scoped => {
+            Import::State { space, .. } if self.spaces[*space].scoped => {
                 let (_, durable) = self.links[&session].part_records.get(&source)?;
                 Some(proto::SourceAck { source, epoch: 0, seq: *durable, crc: 0, hold: false })
             }
-            Import::State { space } => {
+            Import::State { space, .. } => {
                 let (epoch, seq) = self.spaces[*space].durable;
                 Some(proto::SourceAck { source, epoch, seq, crc: 0, hold: false })
             }

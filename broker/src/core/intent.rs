@@ -144,7 +144,7 @@ impl Core {
         let index = self.space_of(&own, &intent.space.as_str().into());
         let space = &mut self.spaces[index];
         // A node may ask to change what it must have, and nothing else.
-        if space.scoped && !space.scopes.listing(&intent.key).any(|node| node == origin) {
+        if space.scoped && !space.listing(&intent.key).any(|node| node == origin) {
             return result(proto::IntentOutcome::NotAuthorizedIntent);
         }
         let found = space.latest(&intent.key).map_or((0, 0), |held| held.pair);

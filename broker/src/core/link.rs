@@ -17,7 +17,7 @@
 //! origin, and the other way round. Nothing is sent to where it came from.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -27,6 +27,7 @@ use super::{
     Core, Party, claims, credit,
     event::{CloseReason, LinkOpen, Origin, Output, Peer, Role, SessionId},
     export_scope::PartExport,
+    few::Few,
     forwards::Behind,
     ledger::Effect,
     log::LogId,
@@ -37,12 +38,16 @@ use crate::{limits, store::SourceKind};
 /// Protocol versions that this build speaks.
 const PROTOCOL: std::ops::RangeInclusive<u32> = 1..=1;
 
+/// What a build can do beyond its protocol version: one bit, and its name in Hello and Welcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Feature(u8);
+
 /// The peer understands presence, fences, the list of forwards, and origins that are not its own.
-pub(super) const FEATURE_RELAY: &str = "relay";
+pub(super) const FEATURE_RELAY: Feature = Feature(1);
 /// The peer grants windows and keeps to those that it is granted.
-pub(super) const FEATURE_CREDIT: &str = "credit";
-/// What this build can do beyond its protocol version.
-const FEATURES: [&str; 2] = [FEATURE_RELAY, FEATURE_CREDIT];
+pub(super) const FEATURE_CREDIT: Feature = Feature(2);
+/// What this build can do.
+const FEATURES: [(&str, Feature); 2] = [("relay", FEATURE_RELAY), ("credit", FEATURE_CREDIT)];
 
 /// A number that the peer declared for a source of its own.
 pub(super) type LinkSource = u32;
@@ -69,24 +74,26 @@ pub(super) enum Phase {
     Closing,
 }
 
+/// One end of a link. A hub has one for each of very many nodes, most of them idle: what only few need is
+/// boxed, and its maps hold no more than they must.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) peer: Peer,
     pub(super) phase: Phase,
     pub(super) side: Side,
     /// What both ends can do.
-    pub(super) features: BTreeSet<&'static str>,
-    /// Whom a peer below may speak for beside itself.
-    pub(super) behind: Behind,
+    features: u8,
+    /// What it exports may have changed since its exports were completed.
+    pub(super) exports_changed: bool,
+    /// Whom a peer below may speak for beside itself, if anybody.
+    pub(super) behind: Option<Box<Behind>>,
     /// Nodes that are reached by this link now.
-    pub(super) present: BTreeSet<Origin>,
+    pub(super) present: Few<Origin, ()>,
     /// Requests that went this way and wait for their answers.
     pub(super) asked: BTreeSet<u64>,
-    /// What the peer held when the session began.
+    /// What the peer held when the session began, of what may still be exported to it.
     pub(super) peer_marks: Vec<proto::LogMark>,
     pub(super) peer_positions: Vec<proto::StatePosition>,
-    /// Exports were completed when this many changes had happened.
-    pub(super) exports_seen: u64,
     /// Bytes that may be in flight, as the peer grants them; and those that are.
     pub(super) window: proto::Window,
     pub(super) in_flight_bytes: usize,
@@ -96,21 +103,21 @@ pub(super) struct Link {
     pub(super) queued: usize,
     next_number: u32,
     /// Numbers that this side declared for its live sources.
-    live: BTreeMap<(Origin, Class), u32>,
-    pub(super) logs: BTreeMap<LogId, LogExport>,
-    pub(super) spaces: BTreeMap<usize, StateExport>,
+    live: Few<(Origin, Class), u32>,
+    pub(super) logs: Few<LogId, LogExport>,
+    pub(super) spaces: Few<usize, StateExport>,
     /// Of a node's link: its part of `fleet`.
     pub(super) part: Option<PartExport>,
-    pub(super) imports: BTreeMap<LinkSource, Import>,
+    pub(super) imports: Few<LinkSource, Import>,
     /// Records of sources that are parts of a space: received, and durable.
-    pub(super) part_records: BTreeMap<LinkSource, (u64, u64)>,
-    /// The run of the owner of each space that the peer sends.
-    pub(super) runs: BTreeMap<(Origin, Arc<str>), u64>,
+    pub(super) part_records: Few<LinkSource, (u64, u64)>,
+    /// The run of the owner of each space that the peer sends, until it is declared.
+    pub(super) runs: Few<(Origin, Arc<str>), u64>,
     /// Sources of the peer whose durable position it has not been told.
-    pub(super) owed: BTreeSet<LinkSource>,
+    pub(super) owed: Few<LinkSource, ()>,
     /// Sources of the peer of which it was told to send no more for now.
-    pub(super) holding: BTreeSet<LinkSource>,
-    pending: BTreeMap<Class, Vec<Record>>,
+    pub(super) holding: Few<LinkSource, ()>,
+    pending: Few<Class, Vec<Record>>,
     /// What came before Welcome: classes overtake control, because each has a stream of its own.
     early: Vec<Record>,
     early_bytes: usize,
@@ -173,6 +180,10 @@ impl<P: PartialOrd> InFlight<P> {
         while self.records.front().is_some_and(|(at, _)| at <= upto) {
             self.bytes -= self.records.pop_front().expect("looked at the front").1;
         }
+        if self.records.is_empty() {
+            // Most links are idle for long, and there are many.
+            self.records = VecDeque::new();
+        }
         before - self.bytes
     }
 }
@@ -185,6 +196,8 @@ pub(super) struct StateExport {
     pub(super) position: Pair,
     pub(super) cursor: u64,
     pub(super) in_flight: InFlight<Pair>,
+    /// The peer had not heard of it when the session began.
+    pub(super) unknown: bool,
     /// A barrier is owed once everything up to this pair is sent.
     pub(super) barrier: Option<Pair>,
     /// What the peer acknowledged last, and whether that is on disk.
@@ -214,6 +227,8 @@ pub(super) enum Import {
     },
     State {
         space: usize,
+        /// The process of the owner that writes it, as was said at hello; 0 = not said.
+        run: u64,
     },
     Live {
         origin: Origin,
@@ -228,28 +243,28 @@ impl Link {
             peer: open.peer.clone(),
             phase: if open.dialler { Phase::AwaitingWelcome } else { Phase::AwaitingHello },
             side: if open.dialler { Side::Above } else { Side::Below },
-            features: BTreeSet::new(),
-            behind: Behind::default(),
-            present: BTreeSet::new(),
+            features: 0,
+            exports_changed: true,
+            behind: None,
+            present: Few::new(),
             asked: BTreeSet::new(),
             peer_marks: Vec::new(),
             peer_positions: Vec::new(),
-            exports_seen: 0,
             window: credit::UNTOLD,
             in_flight_bytes: 0,
             granted: credit::UNTOLD,
             queued: 0,
             next_number: 0,
-            live: BTreeMap::new(),
-            logs: BTreeMap::new(),
-            spaces: BTreeMap::new(),
+            live: Few::new(),
+            logs: Few::new(),
+            spaces: Few::new(),
             part: None,
-            imports: BTreeMap::new(),
-            part_records: BTreeMap::new(),
-            runs: BTreeMap::new(),
-            owed: BTreeSet::new(),
-            holding: BTreeSet::new(),
-            pending: BTreeMap::new(),
+            imports: Few::new(),
+            part_records: Few::new(),
+            runs: Few::new(),
+            owed: Few::new(),
+            holding: Few::new(),
+            pending: Few::new(),
             early: Vec::new(),
             early_bytes: 0,
             greeting: None,
@@ -259,6 +274,26 @@ impl Link {
     /// The key of what is stored about this peer as a receiver: replicas of a tier are one.
     pub(super) fn receiver(&self) -> &str {
         if self.peer.role == Role::Hub { "" } else { &self.peer.name }
+    }
+
+    /// As [`Self::receiver`], to keep.
+    pub(super) fn receiver_name(&self) -> Arc<str> {
+        if self.peer.role == Role::Hub { "".into() } else { Arc::clone(&self.peer.name) }
+    }
+
+    /// An origin, without another copy of a name that is held already.
+    pub(super) fn origin_named(&self, origin: &str) -> Origin {
+        if *origin == *self.peer.name { Arc::clone(&self.peer.name) } else { origin.into() }
+    }
+
+    /// Whether both ends can do this.
+    pub(super) fn can(&self, feature: Feature) -> bool {
+        self.features & feature.0 != 0
+    }
+
+    /// Whether the peer may speak for this node beside itself.
+    pub(super) fn speaks_for(&self, node: &str) -> bool {
+        self.behind.as_ref().is_some_and(|behind| behind.contains(node))
     }
 
     /// Keeps a record that overtook Welcome. The peer's windows bound what can come.
@@ -286,7 +321,7 @@ impl Link {
     }
 
     pub(super) fn push(&mut self, class: Class, record: Record) {
-        self.pending.entry(class).or_default().push(record);
+        self.pending.get_or_insert_with(class, Vec::new).push(record);
     }
 
     /// Sends a live record of an origin; the source is declared at first use.
@@ -322,9 +357,10 @@ impl Link {
 
 impl Core {
     pub(super) fn on_link_opened(&mut self, open: LinkOpen) {
-        let link = Link::new(&open);
         self.sessions.insert(open.session, Party::Link);
-        self.links.insert(open.session, link);
+        self.links.insert(open.session, Box::new(Link::new(&open)));
+        let among = if open.dialler { &mut self.above } else { &mut self.strangers };
+        among.insert(open.session);
         if self.draining.is_some() {
             self.refuse(open.session, proto::RefusalReason::Overloaded, "this process is stopping", 1000);
         } else if open.dialler {
@@ -368,8 +404,13 @@ impl Core {
         self.sessions.remove(&session);
         self.pump_links.remove(&session);
         let Some(mut link) = self.links.remove(&session) else { return };
+        self.links_queued -= link.queued;
+        self.established -= usize::from(link.phase == Phase::Established);
+        for among in [&mut self.above, &mut self.strangers, &mut self.speakers, &mut self.marks_moved] {
+            among.remove(&session);
+        }
         self.write_marks_of(&link);
-        if !self.links.values().any(|link| link.side == Side::Above) {
+        if self.above.is_empty() {
             self.budgets.rest();
         }
         self.release_all(session, &std::mem::take(&mut link.present));
@@ -450,7 +491,7 @@ impl Core {
         proto::Hello {
             protocol_min: *PROTOCOL.start(),
             protocol_max: *PROTOCOL.end(),
-            features: FEATURES.map(str::to_owned).to_vec(),
+            features: FEATURES.map(|(name, _)| name.to_owned()).to_vec(),
             instance: bytes::Bytes::copy_from_slice(&self.config.instance),
             dictionaries: Vec::new(),
             logs: self.log_offers(link),
@@ -494,6 +535,7 @@ impl Core {
             self.refuse_with(session, refusal);
             return Ok(());
         }
+        self.strangers.remove(&session);
         if self.config.shared {
             self.adopt(session, peer, hello);
             return Ok(());
@@ -517,11 +559,11 @@ impl Core {
         let link = self.links.get_mut(&session).expect("the link that said hello");
         link.features = common(&hello.features);
         let forwards = behind.list();
-        link.behind = behind;
+        self.stand_behind(session, behind);
         let link = &self.links[&session];
         let welcome = proto::Welcome {
             protocol: hello.protocol_max.min(*PROTOCOL.end()),
-            features: FEATURES.map(str::to_owned).to_vec(),
+            features: FEATURES.map(|(name, _)| name.to_owned()).to_vec(),
             time_us: self.now.wall_us,
             marks: self.marks_for(link),
             positions: self.positions_for(link),
@@ -545,13 +587,13 @@ impl Core {
         self.conditions.remove(&("LinkRefused", self.config.name.to_string()));
         let link = self.links.get_mut(&session).expect("the link that was welcomed");
         link.features = common(&welcome.features);
-        if link.features.contains(FEATURE_RELAY) {
+        if link.can(FEATURE_RELAY) {
             self.on_forwards(&welcome.forwards);
         }
         self.establish(session, welcome.marks, welcome.positions, &welcome.states, welcome.window);
         let link = self.links.get_mut(&session).expect("just established");
         let early = std::mem::take(&mut link.early);
-        if link.features.contains(FEATURE_RELAY) {
+        if link.can(FEATURE_RELAY) {
             self.tell_presence(session);
         }
         self.on_link_received(session, early);
@@ -566,22 +608,35 @@ impl Core {
         states: &[proto::StateOffer],
         window: Option<proto::Window>,
     ) {
+        let runs = self.runs_of(session, states);
         let link = self.links.get_mut(&session).expect("the link that said hello");
         link.phase = Phase::Established;
+        self.established += 1;
         link.peer_marks = marks;
         link.peer_positions = positions;
-        let run = |offer: &proto::StateOffer| {
-            ((offer.origin.as_str().into(), offer.space.as_str().into()), offer.run)
-        };
-        link.runs = states.iter().take(super::authorize::SOURCES_BEHIND_MAX).map(run).collect();
-        if let Some(window) = window.filter(|_| link.features.contains(FEATURE_CREDIT)) {
+        link.runs = runs;
+        if let Some(window) = window.filter(|_| link.can(FEATURE_CREDIT)) {
             link.window = window;
         }
-        link.exports_seen = 0;
+        link.exports_changed = true;
         self.add_missing_exports(session);
+        let link = self.links.get_mut(&session).expect("just established");
+        if link.part.is_some() {
+            // Of spaces, only its part is for a peer below.
+            link.peer_positions = Vec::new();
+        }
         self.pump_links.insert(session);
         self.grant_anew();
         self.grant_if_outdated(session);
+    }
+
+    /// The run of each space that a peer offers.
+    fn runs_of(&self, session: SessionId, states: &[proto::StateOffer]) -> Few<(Origin, Arc<str>), u64> {
+        let link = &self.links[&session];
+        let offered = states.iter().take(super::authorize::SOURCES_BEHIND_MAX);
+        let name =
+            |offer: &proto::StateOffer| (link.origin_named(&offer.origin), self.known_name(&offer.space));
+        offered.filter(|offer| offer.run != 0).map(|offer| (name(offer), offer.run)).collect()
     }
 
     /// The peer refused this side: remembered as a condition, because somebody has to do something.
@@ -593,8 +648,7 @@ impl Core {
         if refusal.reason() != proto::RefusalReason::Fenced {
             self.set_condition(kind, self.config.name.to_string(), refusal.message.clone());
         }
-        let link = self.links.get_mut(&session).expect("the link that was refused");
-        link.phase = Phase::Closing;
+        self.close_link(session);
         self.output(session, Output::Close(CloseReason::Refused(refusal)));
     }
 
@@ -613,12 +667,19 @@ impl Core {
         self.stats.refuse(refusal.reason().as_str_name());
         self.send_control(session, proto::control::Message::Refusal(refusal.clone()));
         self.flush_link(session);
-        let link = self.links.get_mut(&session).expect("a link to refuse");
-        link.phase = Phase::Closing;
+        let link = self.close_link(session);
         let (present, asked) = (std::mem::take(&mut link.present), std::mem::take(&mut link.asked));
         self.output(session, Output::Close(CloseReason::Refused(refusal)));
         self.release_all(session, &present);
         self.fail_all_requests(&asked);
+    }
+
+    /// Whatever the peer still sends is ignored.
+    fn close_link(&mut self, session: SessionId) -> &mut Link {
+        let link = self.links.get_mut(&session).expect("a link to close");
+        self.established -= usize::from(link.phase == Phase::Established);
+        link.phase = Phase::Closing;
+        link
     }
 
     pub(super) fn send_control(&mut self, session: SessionId, message: proto::control::Message) {
@@ -643,7 +704,7 @@ impl Core {
         let Some(link) = self.links.get_mut(&session) else { return };
         let pending = std::mem::take(&mut link.pending);
         if link.side == Side::Above && !pending.is_empty() {
-            for (class, records) in &pending {
+            for (class, records) in pending.iter() {
                 let bytes = records.iter().map(|record| record.wire_len() as u64).sum();
                 self.budgets.spend.by_link(self.now, link.receiver(), *class, bytes);
             }
@@ -657,6 +718,7 @@ impl Core {
 }
 
 /// What the peer names and this build can do as well.
-fn common(theirs: &[String]) -> BTreeSet<&'static str> {
-    FEATURES.into_iter().filter(|feature| theirs.iter().any(|named| named == feature)).collect()
+fn common(theirs: &[String]) -> u8 {
+    let both = FEATURES.into_iter().filter(|(name, _)| theirs.iter().any(|named| named == name));
+    both.fold(0, |bits, (_, feature)| bits | feature.0)
 }

@@ -28,6 +28,22 @@ use crate::{
     store::{LocalFact, Recovered, SourceKind},
 };
 
+/// Facts about this store, by key.
+pub(super) type Metas<'a> = BTreeMap<&'a [u8], &'a Bytes>;
+
+fn metas(locals: &[LocalFact]) -> Metas<'_> {
+    let metas = locals.iter().filter(|fact| fact.kind == Kind::META);
+    metas.map(|fact| (&*fact.key, &fact.value)).collect()
+}
+
+/// What streams and spaces of nodes are commonly called.
+fn names_of(config: &Config) -> BTreeSet<Arc<str>> {
+    let streams =
+        config.streams.iter().chain([&config.default_stream]).map(|stream| Arc::clone(&stream.name));
+    let spaces = super::NODE_SPACES.into_iter().chain(["fleet", "intent/fleet", ""]).map(Arc::from);
+    streams.chain(spaces).collect()
+}
+
 /// How far another broker's clock may have been ahead when it minted: ten years, for one that was never set.
 const INCARNATION_AHEAD_MS: u64 = 10 * 365 * 86_400_000;
 /// The fact that holds the incarnation of the spaces that this broker owns.
@@ -52,6 +68,9 @@ impl Core {
             log_names: BTreeMap::new(),
             histories: BTreeMap::new(),
             spaces: Vec::new(),
+            scoped: None,
+            names: names_of(&config),
+            littered: BTreeSet::new(),
             space_names: BTreeMap::new(),
             vacant: Vec::new(),
             watches: BTreeMap::new(),
@@ -67,7 +86,13 @@ impl Core {
             sessions: BTreeMap::new(),
             next_client: 1,
             links: BTreeMap::new(),
+            above: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            speakers: BTreeSet::new(),
+            established: 0,
+            links_queued: 0,
             marks: BTreeMap::new(),
+            marks_moved: BTreeSet::new(),
             acks_owed: BTreeSet::new(),
             claims: BTreeMap::new(),
             adopted: BTreeMap::new(),
@@ -78,7 +103,6 @@ impl Core {
             last_claim: 0,
             share: credit::first_share(),
             granted: credit::UNTOLD,
-            exports_changes: 1,
             budgets: Budgets::new(&config.budgets, Spend::restore(&recovered.locals, now)),
             budgets_due: None,
             budgets_held: BTreeMap::new(),
@@ -117,7 +141,14 @@ impl Core {
     fn restore_sources(&mut self, recovered: &Recovered) {
         let mut sources = recovered.sources.clone();
         sources.sort_by_key(|source| source.number);
-        for source in &sources {
+        let mut origin = Arc::clone(&self.own);
+        for source in &mut sources {
+            // What one node declared stands together.
+            if source.origin == origin {
+                source.origin = Arc::clone(&origin);
+            }
+            origin = Arc::clone(&source.origin);
+            source.name = self.known_name(&source.name);
             match source.kind {
                 SourceKind::Log => self.restore_log(source),
                 SourceKind::State => {
@@ -145,9 +176,10 @@ impl Core {
                 self.spaces[*index].recover(record);
             }
         }
+        let facts = metas(&recovered.locals);
         for space in &mut self.spaces {
-            space.recover_horizon(&recovered.locals);
-            space.window = space.window.take().map(|window| window.begun_at(space.seen));
+            space.recover_horizon(&facts);
+            space.window = space.window.take().map(|window| Box::new(window.begun_at(space.seen)));
         }
         for fact in recovered.locals.iter().filter(|fact| fact.kind == Kind::MARK) {
             let Some(zero) = fact.key.iter().position(|byte| *byte == 0) else { continue };
@@ -156,7 +188,7 @@ impl Core {
             if let (Ok(receiver), Ok(mark)) =
                 (std::str::from_utf8(receiver), codec::decode(fact.value.clone()))
             {
-                self.marks.insert((receiver.to_owned(), id), mark);
+                self.marks.insert((id, receiver.into()), mark);
             }
         }
     }
@@ -167,7 +199,7 @@ impl Core {
         if let Some(older) = self.log_names.insert(name, source.number) {
             self.logs.get_mut(&older).expect("a named Log exists").retired = true;
         }
-        let log = Log::new(source, policy, 1);
+        let log = Box::new(Log::new(source, policy, 1));
         self.histories.entry(log.name()).or_default().push(source.number);
         self.logs.insert(source.number, log);
     }
@@ -197,8 +229,7 @@ impl Core {
             for id in own {
                 let epoch = self.rng.random();
                 // What no receiver is known to have from here, it may have from another life of this store.
-                let marks = self.marks.iter().filter(|((_, log), _)| *log == id).map(|(_, mark)| mark.mark);
-                let known = marks.min();
+                let known = self.marks_of(id).map(|mark| mark.mark).min();
                 let log = self.logs.get_mut(&id).expect("listed");
                 let from = known.map_or(log.first, |mark| mark.saturating_add(1)).clamp(log.first, log.next);
                 log.epochs.retain(|(start, _)| *start < from);
@@ -209,8 +240,9 @@ impl Core {
 
     fn begin_runs(&mut self, locals: &[LocalFact]) {
         self.run = self.rng.random::<u64>().max(1);
+        let facts = metas(locals);
         for space in &mut self.spaces {
-            space.recover_lineage(locals);
+            space.recover_lineage(&facts);
             if space.owned {
                 space.begin_run(&mut self.ledger, self.run);
             }
@@ -245,7 +277,7 @@ impl Core {
             space.mint(&mut self.ledger, self.now, self.incarnation);
         }
         // One space may make all begin anew while others are on their way already.
-        let exports = self.links.values_mut().flat_map(|link| &mut link.spaces);
+        let exports = self.links.values_mut().flat_map(|link| link.spaces.iter_mut());
         for (_, export) in exports.filter(|(index, _)| self.spaces[**index].owned) {
             export.begin_anew(self.incarnation);
         }
@@ -345,7 +377,9 @@ impl Core {
 
     /// What every broker has from its first start.
     fn begin(&mut self) {
-        if self.spaces.iter().any(super::Space::has_tombstones) {
+        let littered = self.spaces.iter().filter(|space| space.has_tombstones());
+        self.littered = littered.map(|space| space.index).collect();
+        if !self.littered.is_empty() {
             self.collecting = true;
             self.after(self.config.tombstone_age, Timer::Tombstones);
         }

@@ -410,8 +410,7 @@ impl Core {
         let Some(log) = self.logs.get(&id) else { return 0 };
         // Who holds it passes it on, so it has arrived where one receiver has it.
         let receiver = self.is_exported(log).then(|| {
-            let marks = self.marks.iter().filter(|((_, of), _)| *of == id).map(|(_, mark)| mark);
-            let marks = marks.filter(|mark| log.epoch_at(mark.mark) == mark.epoch);
+            let marks = self.marks_of(id).filter(|mark| log.epoch_at(mark.mark) == mark.epoch);
             marks.map(|mark| mark.mark).max().unwrap_or(0)
         });
         let cursors = self.clients.values().filter(|client| client.is_durable());
@@ -422,7 +421,7 @@ impl Core {
     /// Seconds until a stream is full at the rate it fills now.
     pub(super) fn seconds_to_full(&self, log: &Log) -> Option<u64> {
         let (held, draining) = if self.is_exported(log) {
-            let linked = self.links.values().any(|link| link.logs.contains_key(&log.id));
+            let linked = self.receivers_of(log).any(|link| link.logs.contains_key(&log.id));
             (log.bytes_after(self.passed_upto(log.id)), linked)
         } else {
             (log.kept.bytes(), false)

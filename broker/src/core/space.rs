@@ -22,12 +22,7 @@ mod mirror;
 pub(super) mod scope;
 mod window;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    ops::Bound,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, ops::Bound, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use codec::{Class, Flags, FrameView, Kind, Record, RecordHeader, frame::FrameParts};
@@ -40,6 +35,7 @@ pub(super) use self::{
 };
 use super::{
     event::{Expect, Now, Origin, StateEntry},
+    few::Few,
     ledger::{Effect, Ledger},
     watch::WatchId,
 };
@@ -77,11 +73,11 @@ pub(super) struct Space {
     pub(super) local: u64,
     /// `local` as far as it is durable.
     pub(super) seen: u64,
-    entries: BTreeMap<Arc<str>, Entry>,
+    entries: Few<Arc<str>, Entry>,
     /// Each key once, at the local revision of its newest durable version: a resume costs what changed.
-    changes: BTreeMap<u64, Arc<str>>,
+    changes: Few<u64, Arc<str>>,
     /// Durable tombstones in the order of their local revisions, with the time they were noted.
-    tombstones: BTreeMap<u64, (Arc<str>, Duration)>,
+    tombstones: Few<u64, (Arc<str>, Duration)>,
     pub(super) horizon: Horizon,
     pub(super) lineage: Lineage,
     /// The incarnation whose barrier is durable.
@@ -90,8 +86,8 @@ pub(super) struct Space {
     /// no longer; an owned one is a mirror.
     pub(super) elsewhere: bool,
     /// Of a scoped space that this broker owns.
-    pub(super) scopes: scope::Scopes,
-    pub(super) window: Option<Window>,
+    pub(super) scopes: Option<Box<scope::Scopes>>,
+    pub(super) window: Option<Box<Window>>,
     pub(super) watchers: BTreeSet<WatchId>,
 }
 
@@ -100,13 +96,13 @@ pub(super) struct Space {
 struct Entry {
     latest: Version,
     /// The newest durable version, while `latest` is not.
-    durable: Option<Version>,
+    durable: Option<Box<Version>>,
     latest_is_durable: bool,
 }
 
 impl Entry {
     fn visible(&self) -> Option<&Version> {
-        if self.latest_is_durable { Some(&self.latest) } else { self.durable.as_ref() }
+        if self.latest_is_durable { Some(&self.latest) } else { self.durable.as_deref() }
     }
 }
 
@@ -136,14 +132,14 @@ impl Space {
             synced: (0, 0),
             local: 0,
             seen: 0,
-            entries: BTreeMap::new(),
-            changes: BTreeMap::new(),
-            tombstones: BTreeMap::new(),
+            entries: Few::new(),
+            changes: Few::new(),
+            tombstones: Few::new(),
             horizon: Horizon::default(),
             lineage: Lineage::default(),
             complete_in: 0,
             elsewhere: false,
-            scopes: scope::Scopes::default(),
+            scopes: None,
             window: None,
             watchers: BTreeSet::new(),
         }
@@ -171,7 +167,7 @@ impl Space {
             Some(entry) => {
                 let older = std::mem::replace(&mut entry.latest, version.clone());
                 if std::mem::take(&mut entry.latest_is_durable) {
-                    entry.durable = Some(older);
+                    entry.durable = Some(Box::new(older));
                 }
             }
             None => {
@@ -223,7 +219,7 @@ impl Space {
             _ => Bound::Included(prefix),
         };
         self.entries
-            .range::<str, _>((from, Bound::Unbounded))
+            .range::<str>((from, Bound::Unbounded))
             .take_while(move |(key, _)| key.starts_with(prefix))
             .filter_map(|(key, entry)| Some((key, entry.visible()?)))
     }
@@ -244,7 +240,7 @@ impl Space {
 
     fn newest<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a Arc<str>, &'a Version)> {
         let from = (Bound::Included(prefix), Bound::Unbounded);
-        let within = self.entries.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix));
+        let within = self.entries.range::<str>(from).take_while(move |(key, _)| key.starts_with(prefix));
         within.map(|(key, entry)| (key, &entry.latest)).filter(|(_, version)| !version.tombstone)
     }
 
@@ -403,7 +399,7 @@ impl Space {
         }
         let Some(entry) = self.entries.get_mut(key) else { return };
         // Until now the index named the version that was durable before this one.
-        let previous = entry.durable.take();
+        let previous = entry.durable.take().map(|held| *held);
         if let Some(previous) = &previous {
             self.changes.remove(&previous.local);
             self.tombstones.remove(&previous.local);
@@ -415,7 +411,7 @@ impl Space {
         if entry.latest.local == version.local {
             entry.latest_is_durable = true;
         } else {
-            entry.durable = Some(version.clone());
+            entry.durable = Some(Box::new(version.clone()));
         }
         self.follow_want(key, &version);
         if self.elsewhere && !self.owned {
@@ -436,8 +432,8 @@ impl Space {
 
     /// The newest durable version of the key that changed first after a local revision.
     pub(super) fn change_after(&self, local: u64) -> Option<(&Arc<str>, &Version)> {
-        let (at, key) = self.changes.range((Bound::Excluded(local), Bound::Unbounded)).next()?;
-        let version = self.entries[key].visible()?;
+        let (at, key) = self.changes.range((Bound::Excluded(&local), Bound::Unbounded)).next()?;
+        let version = self.entries.get(key)?.visible()?;
         debug_assert_eq!(version.local, *at, "the index names the durable version");
         Some((key, version))
     }
@@ -451,7 +447,7 @@ impl Space {
         let newer = self
             .changes
             .iter()
-            .find(|(_, key)| self.entries[*key].visible().is_some_and(|version| version.pair > position));
+            .find(|(_, key)| self.visible(key).is_some_and(|version| version.pair > position));
         newer.map_or(self.seen, |(local, _)| local - 1)
     }
 

@@ -112,13 +112,13 @@ impl Core {
         if let Some(down) = adoption.down {
             self.take_down(node, down);
         }
-        self.exports_changed();
+        self.exports_changed(Some(node));
     }
 
     /// Of a Log that is elsewhere, its end is known.
     fn take_log(&mut self, node: &Origin, adopted: &AdoptedLog) -> LogId {
         let source = self.declare(node, SourceKind::Log, &adopted.stream, adopted.class);
-        let mut log = Log::new(&source, self.policy_of(&source), adopted.mark.saturating_add(1));
+        let mut log = Box::new(Log::new(&source, self.policy_of(&source), adopted.mark.saturating_add(1)));
         log.epochs = vec![(adopted.from, adopted.epoch)];
         log.last_crc = adopted.crc;
         let name = log.name();
@@ -269,8 +269,8 @@ impl Core {
             if let Some(part) = link.part.take() {
                 link.in_flight_bytes -= part.in_flight.bytes;
             }
+            link.exports_changed = true;
         }
-        self.exports_changed();
     }
 
     /// The mirror of `fleet` has got further: who waited for it is greeted. A mirror that has just become whole is
@@ -284,7 +284,7 @@ impl Core {
             self.greet_adopted(session);
         }
         if became_whole {
-            self.exports_changed();
+            self.links.values_mut().for_each(|link| link.exports_changed = true);
             self.pump_links.extend(self.links.keys().copied());
         }
     }
@@ -309,7 +309,7 @@ impl Core {
             if let Some(older) = held {
                 self.forget_log(older);
             }
-            self.exports_changed();
+            self.exports_changed(Some(node));
             self.take_log(&tier, &adopted)
         });
         let log = self.logs.get_mut(&id).expect("just taken");

@@ -158,7 +158,7 @@ impl Core {
         };
         let space = &self.spaces[index];
         let at = at.unwrap_or(space.seen);
-        let floor = space.window.as_ref().map_or(space.seen, super::space::Window::floor);
+        let floor = space.window.as_ref().map_or(space.seen, |window| window.floor());
         if at < floor || at > space.seen {
             return Response::TooOld { oldest: floor };
         }
@@ -235,7 +235,7 @@ impl Space {
     /// Everything that happened after this local revision can be told: each change with a window, else each
     /// key at its newest version.
     fn known_after(&self) -> u64 {
-        self.window.as_ref().map_or(self.horizon.local, super::space::Window::floor)
+        self.window.as_ref().map_or(self.horizon.local, |window| window.floor())
     }
 
     /// Live entries at a local revision that the window reaches.

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use codec::{Kind, proto};
 
 use super::{Pair, Space};
-use crate::{core::ledger::Ledger, limits, store::LocalFact};
+use crate::{
+    core::{ledger::Ledger, restore::Metas},
+    limits,
+};
 
 /// A stored fact of a space: what its entries alone do not tell after a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -101,13 +104,10 @@ impl Space {
     }
 
     /// Takes over the stored fact, after the entries.
-    pub(in crate::core) fn recover_horizon(&mut self, locals: &[LocalFact]) {
-        let key = fact_key(self.source);
-        let fact = locals.iter().find(|fact| fact.kind == Kind::META && fact.key == key);
-        let Some(stored) = fact.and_then(|fact| codec::decode::<proto::SpaceFacts>(fact.value.clone()).ok())
-        else {
-            return;
-        };
+    pub(in crate::core) fn recover_horizon(&mut self, facts: &Metas<'_>) {
+        let fact = facts.get(&*fact_key(self.source));
+        let stored = fact.and_then(|value| codec::decode::<proto::SpaceFacts>((*value).clone()).ok());
+        let Some(stored) = stored else { return };
         self.horizon = Horizon {
             pair: (stored.incarnation, stored.revision),
             local: stored.forgotten_local,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use codec::{Kind, proto};
 
 use super::Space;
-use crate::{core::ledger::Ledger, store::LocalFact};
+use crate::core::{ledger::Ledger, restore::Metas};
 
 /// Runs that are remembered. A receiver from before them is told everything again.
 const RUNS_MAX: usize = 64;
@@ -73,10 +73,9 @@ impl Space {
     }
 
     /// Takes over the stored table.
-    pub(in crate::core) fn recover_lineage(&mut self, locals: &[LocalFact]) {
-        let key = fact_key(self.source);
-        let fact = locals.iter().find(|fact| fact.kind == Kind::META && fact.key == key);
-        if let Some(table) = fact.and_then(|fact| codec::decode::<proto::LogTable>(fact.value.clone()).ok()) {
+    pub(in crate::core) fn recover_lineage(&mut self, facts: &Metas<'_>) {
+        let fact = facts.get(&*fact_key(self.source));
+        if let Some(table) = fact.and_then(|value| codec::decode::<proto::LogTable>((*value).clone()).ok()) {
             self.lineage.0 = table.epochs.iter().map(|range| (range.from, range.epoch)).collect();
         }
     }

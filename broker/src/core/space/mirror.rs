@@ -1,10 +1,10 @@
 //! Spaces of which a store that replicas share holds the entries: those of nodes in a tier, and the tier's own.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use codec::{FrameView, Kind, Record, RecordHeader};
 
-use super::{BARRIER, Space, Version, lineage::Lineage, scope};
+use super::{BARRIER, Few, Space, Version, lineage::Lineage};
 use crate::core::{event::tier::AdoptedSpace, ledger::Ledger};
 
 impl Space {
@@ -52,10 +52,10 @@ impl Space {
     /// The bucket that this is a mirror of is a new one. What stood in the older is not deleted by that: nothing
     /// is said of it until a barrier is.
     pub(in crate::core) fn begin_mirror(&mut self, incarnation: u64) {
-        self.entries = BTreeMap::new();
-        self.changes = BTreeMap::new();
-        self.tombstones = BTreeMap::new();
-        self.scopes = scope::Scopes::default();
+        self.entries = Few::new();
+        self.changes = Few::new();
+        self.tombstones = Few::new();
+        self.scopes = None;
         self.at = (incarnation, 0);
         self.durable = (0, 0);
         self.horizon.pair = (0, 0);

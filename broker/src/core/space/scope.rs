@@ -21,7 +21,10 @@ use bytes::Bytes;
 use codec::{Flags, Kind, Record, RecordHeader, frame::FrameParts, proto};
 
 use super::{BARRIER, Pair, Space, Version};
-use crate::{core::event::Origin, limits};
+use crate::{
+    core::{event::Origin, few::Few},
+    limits,
+};
 
 pub(in crate::core) const WANT: &str = "want/";
 pub(in crate::core) const ACCEPT: &str = "accept/";
@@ -59,15 +62,15 @@ fn is_reserved(key: &str) -> bool {
 #[derive(Debug, Default)]
 pub(in crate::core) struct Scopes {
     nodes: BTreeMap<Origin, Scope>,
-    listed_by: BTreeMap<Arc<str>, BTreeSet<Origin>>,
+    listed_by: BTreeMap<Arc<str>, Few<Origin, ()>>,
 }
 
 #[derive(Debug, Default)]
 struct Scope {
     /// With the revision at which each was listed, or one after it.
-    keys: BTreeMap<Arc<str>, u64>,
+    keys: Few<Arc<str>, u64>,
     /// With the revision at which each left. Bounded.
-    delisted: BTreeMap<Arc<str>, u64>,
+    delisted: Few<Arc<str>, u64>,
 }
 
 impl Scopes {
@@ -77,9 +80,9 @@ impl Scopes {
         let scope = self.nodes.entry(Arc::clone(&node)).or_default();
         let gone: Vec<Arc<str>> = scope.keys.keys().filter(|key| !keys.contains(&***key)).cloned().collect();
         for key in gone {
-            scope.keys.remove(&key);
+            scope.keys.remove::<str>(&key);
             if let Some(nodes) = self.listed_by.get_mut(&key) {
-                nodes.remove(&node);
+                nodes.remove::<str>(&node);
                 if nodes.is_empty() {
                     self.listed_by.remove(&key);
                 }
@@ -89,7 +92,7 @@ impl Scopes {
         while scope.delisted.len() > DELISTED_MAX {
             let oldest = scope.delisted.iter().min_by_key(|(_, revision)| **revision);
             let oldest = oldest.map(|(key, _)| Arc::clone(key)).expect("beyond a bound is not empty");
-            scope.delisted.remove(&oldest);
+            scope.delisted.remove::<str>(&oldest);
         }
         for key in keys {
             if scope.keys.contains_key(&**key) {
@@ -97,15 +100,10 @@ impl Scopes {
             }
             let held = self.listed_by.get_key_value(&**key).map(|(held, _)| Arc::clone(held));
             let key: Arc<str> = held.unwrap_or_else(|| key.as_str().into());
-            scope.delisted.remove(&key);
+            scope.delisted.remove::<str>(&key);
             scope.keys.insert(Arc::clone(&key), revision);
-            self.listed_by.entry(key).or_default().insert(Arc::clone(&node));
+            self.listed_by.entry(key).or_default().insert(Arc::clone(&node), ());
         }
-    }
-
-    /// The nodes whose want lists this key.
-    pub(in crate::core) fn listing(&self, key: &str) -> impl Iterator<Item = &Origin> {
-        self.listed_by.get(key).into_iter().flatten()
     }
 }
 
@@ -139,8 +137,17 @@ impl Space {
         let keys = if version.tombstone { Ok(BTreeSet::new()) } else { listed(version.payload()) };
         // One that cannot be read was refused when it was written.
         if let Ok(keys) = keys {
-            self.scopes.set(node, &keys, version.local);
+            self.scopes.get_or_insert_default().set(node, &keys, version.local);
         }
+    }
+
+    fn scope(&self, node: &str) -> Option<&Scope> {
+        self.scopes.as_ref()?.nodes.get(node)
+    }
+
+    /// The nodes whose want lists this key.
+    pub(in crate::core) fn listing(&self, key: &str) -> impl Iterator<Item = &Origin> {
+        self.scopes.iter().filter_map(|scopes| scopes.listed_by.get(key)).flat_map(Few::keys)
     }
 
     /// What a node that holds its part up to `position` lacks. Costs nothing if nothing changed, and a
@@ -166,8 +173,8 @@ impl Space {
         for (key, _) in self.range(&results, None) {
             look(key, 0);
         }
-        let Some(scope) = self.scopes.nodes.get(node) else { return due };
-        for (key, listed) in &scope.keys {
+        let Some(scope) = self.scope(node) else { return due };
+        for (key, listed) in scope.keys.iter() {
             look(key, *listed);
         }
         // What was deleted so long ago that no tombstone is left is told by name.
@@ -182,7 +189,7 @@ impl Space {
     /// What a change of a node's want makes due, the want itself included.
     pub(in crate::core) fn moved_by_want(&self, node: &str, revision: u64) -> BTreeSet<(Turn, Arc<str>)> {
         let mut due = BTreeSet::from([(Turn::Want, format!("{WANT}{node}").into())]);
-        let Some(scope) = self.scopes.nodes.get(node) else { return due };
+        let Some(scope) = self.scope(node) else { return due };
         let new = scope.keys.iter().filter(|(_, listed)| **listed == revision);
         due.extend(new.map(|(key, _)| (Turn::Entry, Arc::clone(key))));
         let left = scope.delisted.iter().filter(|(_, left)| **left == revision);
@@ -193,7 +200,7 @@ impl Space {
     /// What is to be sent to a node of a key that is due; `None` if it does not concern the node any more.
     pub(in crate::core) fn part(&self, node: &str, turn: Turn, key: &str) -> Option<Record> {
         let version = self.visible(key);
-        let scope = self.scopes.nodes.get(node);
+        let scope = self.scope(node);
         if turn == Turn::Deleted {
             return version.filter(|version| version.tombstone).map(|version| self.record_of(version));
         }
