@@ -20,11 +20,13 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
 
 /// A foreign library, and where it may be named: a prefix of paths for each. So that it can be replaced in
 /// one place, and read about in one place. Tests, benches and fuzz targets may name anything.
-const NAMED_IN: [(&str, &[&str]); 15] = [
+const NAMED_IN: [(&str, &[&str]); 16] = [
     // What the tier is made of is known behind the trait `Fabric` alone.
     ("async_nats", &["cloudhub/src/fabric/nats"]),
-    ("quinn", &["broker/src/link/quic"]),
+    // The peer in benches, and the intruder's own client in tests.
+    ("quinn", &[]),
     ("quinn_proto", &["broker/src/link/quic"]),
+    ("quinn_udp", &["broker/src/link/quic"]),
     ("tokio_tungstenite", &["broker/src/link/websocket"]),
     ("heed", &["broker/src/store/lmdb"]),
     ("io_uring", &["broker/src/store/"]),

@@ -1,4 +1,4 @@
-//! QUIC: the only file that names quinn.
+//! QUIC: quinn's protocol state machine, driven by us ([`mod@port`]).
 //!
 //! Settings are for fleets. Every permitted stream and every table costs memory in each of 100 000
 //! connections, so few streams are permitted; windows bound what a peer can make us hold; datagrams are off;
@@ -6,10 +6,18 @@
 //! connection's window, and that less than the send window, so no class that is not read can stop another.
 
 mod congestion;
+mod connection;
+pub(super) mod keys;
+mod port;
 mod shared;
+mod socket;
+mod timers;
+mod tls_session;
 
 use std::{
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     pin::Pin,
     sync::Arc,
@@ -19,12 +27,10 @@ use std::{
 
 use bytes::Bytes;
 use codec::Class;
-use quinn::{
-    Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout,
-    Incoming, ReadError, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt, WriteError,
-    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+use quinn_proto::{
+    ConnectionError, ConnectionId, ConnectionIdGenerator, Dir, EndpointConfig, IdleTimeout, StreamId,
+    TransportConfig, VarInt,
 };
-use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::timeout,
@@ -37,6 +43,9 @@ use super::{
     stream::{ReadSide, StreamCode, WriteSide},
     tls::{self, PeerError, TierSecret, TlsError},
 };
+use connection::{Connection, RecvStream, SendStream, StreamError};
+use port::{Dialled, Port, Worker};
+use tls_session::{ClientTls, ServerTls};
 
 pub use shared::QuicSocket;
 
@@ -102,6 +111,9 @@ const IDLE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 /// Handshakes and first packets a listener keeps before it refuses.
 const INCOMING_MAX: usize = 1024;
 const INCOMING_BYTES_MAX: u64 = 4 << 20;
+/// Messages received at once: from thousands of peers, and from one.
+const LISTENER_MESSAGES: usize = 32;
+const DIALLER_MESSAGES: usize = 1;
 /// Kernel buffers of a listener, best effort: thousands of peers share one socket.
 const LISTENER_SOCKET_BYTES: usize = 4 << 20;
 /// What the certificate says counts, not this name; it keys the session cache.
@@ -110,9 +122,8 @@ const SERVER_NAME: &str = "octobus";
 const _: () = assert!(Shape::NODE.is_sound(&Shape::HUB) && Shape::HUB.is_sound(&Shape::NODE));
 
 /// A bound port that accepts links.
-#[derive(Debug)]
 pub struct QuicListener {
-    endpoint: Endpoint,
+    port: Port,
     streams: u32,
 }
 
@@ -127,18 +138,20 @@ impl QuicListener {
         secret: &TierSecret,
         shape: Shape,
     ) -> Result<Self, BindError> {
-        let crypto = QuicServerConfig::try_from(tls).map_err(|_suite| TlsError::NoInitialSuite)?;
-        let mut server = quinn::ServerConfig::new(Arc::new(crypto), Arc::new(secret.token_key()));
+        let crypto = ServerTls::new(tls).ok_or(TlsError::NoInitialSuite)?;
+        let mut server = quinn_proto::ServerConfig::new(Arc::new(crypto), Arc::new(secret.token_key()));
         server
-            .transport_config(Arc::new(transport_config(shape)))
+            .transport_config(Arc::new(transport_config(shape, Side::Acceptor)))
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(16 << 10)
             .incoming_buffer_size_total(INCOMING_BYTES_MAX);
-        let endpoint_config = EndpointConfig::new(Arc::new(secret.reset_key()));
-        let socket = bind_socket(address).map_err(|source| BindError::Socket { address, source })?;
-        let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime))
-            .map_err(|source| BindError::Socket { address, source })?;
-        Ok(Self { endpoint, streams: shape.streams })
+        let mut config = EndpointConfig::new(Arc::new(secret.reset_key()));
+        config.supported_versions(vec![tls_session::QUIC_V1]);
+        let cannot = |source| BindError::Socket { address, source };
+        let socket = bind_socket(address).map_err(cannot)?;
+        let (port, worker) = Port::new(socket, config, Some(server), LISTENER_MESSAGES).map_err(cannot)?;
+        start(worker);
+        Ok(Self { port, streams: shape.streams })
     }
 
     /// Where it listens.
@@ -146,7 +159,13 @@ impl QuicListener {
     /// # Errors
     /// The socket is gone.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.endpoint.local_addr()
+        self.port.local_addr()
+    }
+}
+
+impl fmt::Debug for QuicListener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QuicListener").field(&self.local_addr()).finish()
     }
 }
 
@@ -154,13 +173,13 @@ impl Listener for QuicListener {
     type Attempt = QuicAttempt;
 
     async fn accept(&self) -> Option<QuicAttempt> {
-        Some(QuicAttempt { incoming: self.endpoint.accept().await?, streams: self.streams })
+        Some(QuicAttempt { dialled: self.port.incoming().await?, streams: self.streams })
     }
 
     async fn close(&self, deadline: Duration) {
-        self.endpoint.close(VarInt::from_u32(CloseCode::DONE.0), b"shutdown");
+        self.port.close(VarInt::from_u32(CloseCode::DONE.0), b"shutdown");
         // Whoever has not heard by then will by its idle timeout or a stateless reset.
-        drop(timeout(deadline, self.endpoint.wait_idle()).await);
+        drop(timeout(deadline, self.port.idle()).await);
     }
 }
 
@@ -175,10 +194,9 @@ pub enum BindError {
     Tls(#[from] TlsError),
 }
 
-/// First packets of a peer; nothing was spent on it yet.
-#[derive(Debug)]
+/// First packets of a peer; nothing was spent on it yet. Dropped, it is refused.
 pub struct QuicAttempt {
-    incoming: Incoming,
+    dialled: Dialled,
     streams: u32,
 }
 
@@ -187,34 +205,36 @@ impl Attempt for QuicAttempt {
     type Error = HandshakeError;
 
     fn remote(&self) -> SocketAddr {
-        self.incoming.remote_address()
+        self.dialled.remote()
     }
 
     fn prove(self) -> Option<Self> {
-        if self.incoming.remote_address_validated() {
+        if self.dialled.is_proved() {
             return Some(self);
         }
-        // Statelessly: the peer comes again with what we gave it.
-        if let Err(error) = self.incoming.retry() {
-            error.into_incoming().refuse();
-        }
+        self.dialled.retry();
         None
     }
 
     fn refuse(self) {
-        self.incoming.refuse();
+        drop(self.dialled);
     }
 
     async fn handshake(self) -> Result<(QuicTransport, PeerCertificate), HandshakeError> {
-        let connection = self.incoming.await?;
-        QuicTransport::new(connection, None, self.streams)
+        QuicTransport::connected(self.dialled.accept()?, self.streams).await
+    }
+}
+
+impl fmt::Debug for QuicAttempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QuicAttempt").field(&self.remote()).finish()
     }
 }
 
 /// Dials hubs, each time from a fresh local port: a path that a middlebox has broken is left behind.
 #[derive(Debug, Clone)]
 pub struct QuicDialler {
-    config: quinn::ClientConfig,
+    config: quinn_proto::ClientConfig,
     streams: u32,
 }
 
@@ -224,9 +244,9 @@ impl QuicDialler {
     /// # Errors
     /// The TLS provider lacks QUIC's initial suite.
     pub fn new(tls: Arc<rustls::ClientConfig>, shape: Shape) -> Result<Self, TlsError> {
-        let crypto = QuicClientConfig::try_from(tls).map_err(|_suite| TlsError::NoInitialSuite)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport_config(shape)));
+        let crypto = ClientTls::new(tls).ok_or(TlsError::NoInitialSuite)?;
+        let mut config = quinn_proto::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport_config(shape, Side::Dialler)));
         Ok(Self { config, streams: shape.streams })
     }
 
@@ -235,20 +255,26 @@ impl QuicDialler {
     /// # Errors
     /// No socket, no answer, or not a hub of the pinned tier.
     pub async fn dial(&self, to: SocketAddr) -> Result<(QuicTransport, PeerCertificate), HandshakeError> {
-        let any: SocketAddr = match to {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let mut config = EndpointConfig::default();
-        // One connection per socket: packets need no id to find it.
-        config.cid_generator(|| Box::new(NoId));
-        let endpoint = Endpoint::new(config, None, UdpSocket::bind(any)?, Arc::new(TokioRuntime))?;
-        let connecting = endpoint
-            .connect_with(self.config.clone(), to, SERVER_NAME)
-            .map_err(|error| HandshakeError::Address(error.to_string()))?;
-        let connection = connecting.await?;
-        QuicTransport::new(connection, Some(endpoint), self.streams)
+        let port = fresh_port(to)?;
+        let connecting = port.connect(self.config.clone(), to, SERVER_NAME);
+        let connection = connecting.map_err(|error| HandshakeError::Address(error.to_string()))?;
+        drop(port);
+        QuicTransport::connected(connection, self.streams).await
     }
+}
+
+/// For one connection.
+fn fresh_port(to: SocketAddr) -> io::Result<Port> {
+    let any: SocketAddr = match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let mut config = EndpointConfig::default();
+    // Packets need no id to find it.
+    config.cid_generator(|| Box::new(NoId));
+    let (port, worker) = Port::new(UdpSocket::bind(any)?, config, None, DIALLER_MESSAGES)?;
+    start(worker);
+    Ok(port)
 }
 
 /// Why there is no connection.
@@ -268,7 +294,14 @@ pub enum HandshakeError {
     Peer(#[from] PeerError),
 }
 
-fn transport_config(shape: Shape) -> TransportConfig {
+/// Which end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Dialler,
+    Acceptor,
+}
+
+fn transport_config(shape: Shape, side: Side) -> TransportConfig {
     let idle = shape.idle_timeout.min(IDLE_TIMEOUT_MAX);
     let mut config = TransportConfig::default();
     config
@@ -283,7 +316,22 @@ fn transport_config(shape: Shape) -> TransportConfig {
         .datagram_send_buffer_size(0)
         .congestion_controller_factory(Arc::<congestion::CubicWithinDelay>::default())
         .allow_spin(false);
+    if side == Side::Acceptor {
+        // Probes of every path, by who has 100 000 of them, to save a fifth of the packets of few.
+        config.mtu_discovery_config(None);
+    }
     config
+}
+
+/// Serves a port beside everything else. It is no task of anybody's group: it goes on until the last of its
+/// connections has said goodbye.
+#[allow(clippy::disallowed_methods)]
+fn start(worker: Worker) {
+    drop(tokio::spawn(async move {
+        if let Err(error) = worker.await {
+            tracing::error!(%error, "a QUIC port is lost, and its links");
+        }
+    }));
 }
 
 /// Gives connections no id.
@@ -314,32 +362,48 @@ fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// An authenticated QUIC connection.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct QuicTransport {
     connection: Connection,
     /// Streams that the peer may have open at a time.
     streams: u32,
-    /// A dialler's own endpoint lives as long as its connection.
-    _endpoint: Option<Endpoint>,
 }
 
 impl QuicTransport {
-    fn new(
+    /// Waits for the handshake's end. Dropping the future gives it up.
+    async fn connected(
         connection: Connection,
-        endpoint: Option<Endpoint>,
         streams: u32,
     ) -> Result<(Self, PeerCertificate), HandshakeError> {
-        let chain = connection
-            .peer_identity()
-            .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let certificate = tls::peer_of(chain.as_ref().map(|chain| chain.as_slice()))?;
-        Ok((Self { connection, streams, _endpoint: endpoint }, certificate))
+        poll_fn(|cx| connection.poll_connected(cx)).await?;
+        let certificate = tls::peer_of(connection.peer_chain().as_deref())?;
+        Ok((Self { connection, streams }, certificate))
     }
 
     /// The peer's address.
     #[must_use]
     pub fn remote(&self) -> SocketAddr {
-        self.connection.remote_address()
+        self.connection.remote()
+    }
+
+    async fn open_lane(&self, dir: Dir) -> Result<StreamId, Broken> {
+        poll_fn(|cx| self.connection.poll_open(dir, cx)).await.map_err(|_lost| Broken)
+    }
+
+    async fn accept_lane(&self, dir: Dir) -> Result<StreamId, Broken> {
+        poll_fn(|cx| self.connection.poll_accept(dir, cx)).await.map_err(|_lost| Broken)
+    }
+
+    fn byte_stream(&self, id: StreamId, class: Class) -> ByteStream {
+        let mut writer = StreamWriter { stream: self.connection.sender(id), finished: false };
+        writer.set_class(class);
+        ByteStream::new(StreamReader(self.connection.receiver(id)), writer)
+    }
+}
+
+impl fmt::Debug for QuicTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QuicTransport").field(&self.remote()).finish()
     }
 }
 
@@ -348,35 +412,30 @@ impl Transport for QuicTransport {
     type Receiver = QuicReceiver;
 
     async fn control(&self, dialler: bool) -> Result<(QuicSender, QuicReceiver), Broken> {
-        let opened =
-            if dialler { self.connection.open_bi().await } else { self.connection.accept_bi().await };
-        let (sender, receiver) = opened.map_err(|_lost| Broken)?;
-        Ok((QuicSender::new(sender, Class::Control), QuicReceiver(receiver)))
+        let id = if dialler { self.open_lane(Dir::Bi).await? } else { self.accept_lane(Dir::Bi).await? };
+        let sender = QuicSender::new(self.connection.sender(id), Class::Control);
+        Ok((sender, QuicReceiver(self.connection.receiver(id))))
     }
 
     async fn open(&self, class: Class) -> Result<QuicSender, Broken> {
-        let sender = self.connection.open_uni().await.map_err(|_lost| Broken)?;
-        Ok(QuicSender::new(sender, class))
+        let id = self.open_lane(Dir::Uni).await?;
+        Ok(QuicSender::new(self.connection.sender(id), class))
     }
 
     async fn accept(&self) -> Result<QuicReceiver, Broken> {
-        self.connection.accept_uni().await.map(QuicReceiver).map_err(|_lost| Broken)
+        let id = self.accept_lane(Dir::Uni).await?;
+        Ok(QuicReceiver(self.connection.receiver(id)))
     }
 
     async fn open_stream(&self, class: Class) -> Result<ByteStream, Broken> {
-        let (sender, receiver) = self.connection.open_bi().await.map_err(|_lost| Broken)?;
-        let mut writer = StreamWriter { stream: sender, finished: false };
-        writer.set_class(class);
-        Ok(ByteStream::new(StreamReader(receiver), writer))
+        Ok(self.byte_stream(self.open_lane(Dir::Bi).await?, class))
     }
 
     async fn accept_stream(&self) -> Result<ByteStream, Broken> {
-        let (sender, receiver) = self.connection.accept_bi().await.map_err(|_lost| Broken)?;
+        let id = self.accept_lane(Dir::Bi).await?;
         // The first: more may follow. Permitting the same again does nothing.
-        self.connection.set_max_concurrent_bi_streams(VarInt::from_u32(1 + self.streams));
-        let mut writer = StreamWriter { stream: sender, finished: false };
-        writer.set_class(Class::Event);
-        Ok(ByteStream::new(StreamReader(receiver), writer))
+        self.connection.permit_streams(1 + self.streams);
+        Ok(self.byte_stream(id, Class::Event))
     }
 
     fn close(&self, code: CloseCode, reason: &str) {
@@ -388,7 +447,7 @@ impl Transport for QuicTransport {
     }
 
     async fn closed(&self) -> Closed {
-        match self.connection.closed().await {
+        match poll_fn(|cx| self.connection.poll_closed(cx)).await {
             ConnectionError::ApplicationClosed(close) => Closed::ByPeer {
                 code: CloseCode(u32::try_from(close.error_code.into_inner()).unwrap_or(u32::MAX)),
                 reason: String::from_utf8_lossy(&close.reason).into_owned(),
@@ -415,21 +474,25 @@ pub struct QuicSender {
 
 impl QuicSender {
     fn new(stream: SendStream, class: Class) -> Self {
-        // Fails only on a stream that is closed; then writing says so.
-        drop(stream.set_priority(-2 * class as i32));
+        stream.set_priority(-2 * class as i32);
         Self { stream, finished: false }
     }
 }
 
 impl LaneSender for QuicSender {
     async fn write(&mut self, mut buffers: Vec<Bytes>) -> Result<(), Broken> {
-        self.stream.write_all_chunks(&mut buffers).await.map_err(|_lost| Broken)
+        let mut rest = &mut buffers[..];
+        while !rest.is_empty() {
+            let written = poll_fn(|cx| self.stream.poll_write(rest, cx)).await.map_err(|_lost| Broken)?;
+            rest = &mut rest[written.chunks..];
+        }
+        Ok(())
     }
 
     async fn finish(mut self) -> Result<(), Broken> {
         self.stream.finish().map_err(|_closed| Broken)?;
         self.finished = true;
-        match self.stream.stopped().await {
+        match poll_fn(|cx| self.stream.poll_stopped(cx)).await {
             Ok(None) => Ok(()),
             Ok(Some(_)) | Err(_) => Err(Broken),
         }
@@ -439,8 +502,8 @@ impl LaneSender for QuicSender {
 impl Drop for QuicSender {
     fn drop(&mut self) {
         if !self.finished {
-            // quinn would finish it: half a batch would look like a whole lane.
-            drop(self.stream.reset(VarInt::from_u32(CloseCode::DONE.0)));
+            // Unfinished it would stay open: half a batch must not look like a whole lane, nor like a slow one.
+            self.stream.reset(VarInt::from_u32(CloseCode::DONE.0));
         }
     }
 }
@@ -451,19 +514,19 @@ impl fmt::Debug for QuicSender {
     }
 }
 
-/// The sending direction of a Stream. Dropped unfinished it is reset: quinn would finish it, and what was cut
-/// off would look complete.
+/// The sending direction of a Stream. Dropped unfinished it is reset: what was cut off must not look complete.
 struct StreamWriter {
     stream: SendStream,
     finished: bool,
 }
 
+/// Bytes of a Stream that are handed over at a time.
+const STREAM_CHUNK: usize = 64 << 10;
+
 impl AsyncWrite for StreamWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf).map_err(|error| match error {
-            WriteError::Stopped(code) => stream_code(code).into(),
-            other => other.into(),
-        })
+        let wrote = ready!(self.stream.poll_write_slice(&buf[..buf.len().min(STREAM_CHUNK)], cx));
+        Poll::Ready(wrote.map_err(stream_error))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -472,19 +535,18 @@ impl AsyncWrite for StreamWriter {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.finished = true;
-        Poll::Ready(self.stream.finish().map_err(io::Error::other))
+        Poll::Ready(self.stream.finish().map_err(stream_error))
     }
 }
 
 impl WriteSide for StreamWriter {
     fn reset(&mut self, code: StreamCode) {
         self.finished = true;
-        // Fails on a stream that is closed: then there is nothing to reset.
-        drop(self.stream.reset(VarInt::from_u32(code.0)));
+        self.stream.reset(VarInt::from_u32(code.0));
     }
 
     fn set_class(&mut self, class: Class) {
-        drop(self.stream.set_priority(-2 * class as i32 - 1));
+        self.stream.set_priority(-2 * class as i32 - 1);
     }
 }
 
@@ -496,7 +558,7 @@ impl Drop for StreamWriter {
     }
 }
 
-/// The receiving direction of a Stream. Dropped before its end, quinn stops it with code 0, which is
+/// The receiving direction of a Stream. Dropped before its end, it is stopped with code 0, which is
 /// [`StreamCode::CANCELLED`].
 struct StreamReader(RecvStream);
 
@@ -506,26 +568,24 @@ impl AsyncRead for StreamReader {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = ready!(self.0.poll_read_buf(cx, buf));
-        Poll::Ready(read.map_err(|error| match error {
-            ReadError::Reset(code) => stream_code(code).into(),
-            other => other.into(),
-        }))
+        self.0.poll_read(buf, cx).map_err(stream_error)
     }
 }
 
 impl ReadSide for StreamReader {
     fn stop(&mut self, code: StreamCode) {
-        drop(self.0.stop(VarInt::from_u32(code.0)));
+        self.0.stop(VarInt::from_u32(code.0));
     }
 }
 
-fn stream_code(code: VarInt) -> StreamCode {
-    StreamCode(u32::try_from(code.into_inner()).unwrap_or(u32::MAX))
+fn stream_error(error: StreamError) -> io::Error {
+    match error {
+        StreamError::Ended(code) => StreamCode(u32::try_from(code.into_inner()).unwrap_or(u32::MAX)).into(),
+        StreamError::Lost => io::ErrorKind::NotConnected.into(),
+    }
 }
 
 /// The receiving half of a QUIC stream.
-#[derive(Debug)]
 pub struct QuicReceiver(RecvStream);
 
 impl AsyncRead for QuicReceiver {
@@ -534,6 +594,12 @@ impl AsyncRead for QuicReceiver {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.0), cx, buf)
+        self.0.poll_read(buf, cx).map_err(stream_error)
+    }
+}
+
+impl fmt::Debug for QuicReceiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QuicReceiver").field(&self.0.id()).finish()
     }
 }

@@ -11,7 +11,10 @@
 //! Resumption skips certificates, not authority: the session carries the peer's chain, and the acceptor
 //! asks the authorizer again at every start.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, LazyLock},
+};
 
 use ring::{
     aead, hkdf, hmac,
@@ -33,7 +36,10 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use super::identity::{IdentityError, PeerCertificate, Role};
+use super::{
+    identity::{IdentityError, PeerCertificate, Role},
+    quic::keys::with_small_keys,
+};
 use crate::clock;
 
 /// The application protocol of links.
@@ -192,15 +198,19 @@ const TICKET_PERIOD_S: u64 = 12 * 3600;
 /// A ticket carries the peer's chain; longer ones are not ours.
 const TICKET_MAX: usize = 16 << 10;
 
-/// ring's provider with AES-128 first: less key schedule per connection than AES-256, the same speed class.
+/// ring's provider with AES-128 first: less key schedule per connection than AES-256, the same speed class. One
+/// for the process: it is part of every configuration.
 fn crypto_provider() -> Arc<CryptoProvider> {
-    let mut provider = provider::default_provider();
-    provider.cipher_suites = vec![
-        provider::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        provider::cipher_suite::TLS13_AES_256_GCM_SHA384,
-        provider::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    ];
-    Arc::new(provider)
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = provider::default_provider();
+        provider.cipher_suites = vec![
+            with_small_keys(provider::cipher_suite::TLS13_AES_128_GCM_SHA256),
+            with_small_keys(provider::cipher_suite::TLS13_AES_256_GCM_SHA384),
+            provider::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ];
+        Arc::new(provider)
+    });
+    Arc::clone(&PROVIDER)
 }
 
 fn roots(ca: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {

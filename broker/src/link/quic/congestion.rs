@@ -2,8 +2,10 @@
 
 use std::{any::Any, sync::Arc, time::Instant};
 
-use quinn::congestion::{Controller, ControllerFactory, CubicConfig};
-use quinn_proto::RttEstimator;
+use quinn_proto::{
+    RttEstimator,
+    congestion::{Controller, ControllerFactory, CubicConfig},
+};
 
 use super::super::delay::DelayBound;
 
