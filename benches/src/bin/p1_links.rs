@@ -253,7 +253,7 @@ impl Nodes {
                     return;
                 }
                 let spread = HEARTBEAT.mul_f64((n % 1000) as f64 / 1000.0);
-                let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + spread, HEARTBEAT);
+                let mut beat = tokio::time::interval_at(Instant::now() + spread, HEARTBEAT);
                 for nonce in 1.. {
                     beat.tick().await;
                     let beat = Message::Heartbeat(proto::Heartbeat { nonce, time_us: 0 });
