@@ -5,6 +5,8 @@
 mod claims;
 #[path = "fabric/state.rs"]
 mod state;
+#[path = "fabric/store.rs"]
+mod store;
 
 use std::{
     collections::VecDeque,

@@ -9,6 +9,7 @@
 //! | `follow` | everything that stands in a bucket or stream, then everything that comes |
 //! | `state` | the tier's State, read and written |
 //! | `live` | messages between nodes and users |
+//! | `store` | what nodes own: their Logs and State, written and read for this replica's broker |
 //! | `mirror` | what the tier's State is, told to the store; buckets that were deleted |
 //!
 //! What the tier tells a replica's store comes by a [`Feed`]; what nodes own is written by that store.
@@ -22,6 +23,7 @@ pub mod mirror;
 pub mod names;
 pub mod setup;
 mod state;
+pub mod store;
 
 use std::{
     path::PathBuf,

@@ -7,6 +7,7 @@
 //! | bucket `octobus-node` | what nodes own, and what the tier must know of them: `<n>/...` |
 //! | stream `OCTOBUS_LOG_<shard>` | subjects `octobus.log.<shard>.<n>.<stream>`: batches of one Log |
 //! | stream `OCTOBUS_DOWNLOG` | subjects `octobus.downlog.<n>`: what the tier sends a node |
+//! | stream `OCTOBUS_DEAD_LETTER` | subjects `octobus.deadletter.<n>`: what cannot be kept |
 //! | `octobus.up.<n>.<topic>` | Live: what nodes said |
 //! | `octobus.down.<n>.<topic>` | Live: what nodes are to be told |
 //! | `octobus.replica.<replica>.<n>.<topic>` | requests on their way to the replica that has the node |
@@ -102,6 +103,13 @@ pub const DOWNLOG: &str = "OCTOBUS_DOWNLOG";
 /// Its subjects.
 pub const DOWNLOG_ALL: &str = "octobus.downlog.*";
 const DOWNLOG_PREFIX: &str = "octobus.downlog.";
+/// The stream of records that no message of their kind can hold.
+pub const LETTERS: &str = "OCTOBUS_DEAD_LETTER";
+/// Its subjects.
+pub const LETTERS_ALL: &str = "octobus.deadletter.*";
+const LETTER_PREFIX: &str = "octobus.deadletter.";
+/// What is kept of one of them: enough to see what it is.
+pub const LETTER_BYTES: usize = 64 << 10;
 /// What users publish to reach nodes.
 pub const DOWN_ALL: &str = "octobus.down.>";
 /// The group of which one member gets each of those.
@@ -168,6 +176,13 @@ pub fn downlog_subject(node: &str) -> String {
 /// It is not spelled as [`downlog_subject`] spells it.
 pub fn node_of_downlog(subject: &str) -> Result<String, NameError> {
     name::unescape_token(subject.strip_prefix(DOWNLOG_PREFIX).ok_or(NameError::EmptyToken)?)
+}
+
+/// The subject of a node's records that cannot be kept.
+pub fn letter_subject(node: &str) -> String {
+    let mut subject = LETTER_PREFIX.to_owned();
+    name::escape_token(node, &mut subject);
+    subject
 }
 
 /// Where a replica takes requests for the nodes that it has.

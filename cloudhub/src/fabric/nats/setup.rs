@@ -27,6 +27,8 @@ pub const DOWNLOG_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long servers may take to elect who leads, at start.
 const PATIENCE: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(250);
+/// Bytes of dead letters.
+const LETTERS_BYTES: i64 = 64 << 20;
 
 /// How the tier's buckets and streams are made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,6 +224,7 @@ fn configs(layout: &Layout) -> Vec<Config> {
     let mut configs: Vec<Config> = Bucket::ALL.iter().map(|bucket| of_bucket(*bucket, layout)).collect();
     configs.extend((0..layout.shards).map(|shard| of_logs(shard, layout)));
     configs.push(of_downlog(layout));
+    configs.push(of_letters(layout));
     configs
 }
 
@@ -260,6 +263,17 @@ fn of_downlog(layout: &Layout) -> Config {
         max_bytes: i64::try_from(layout.downlog_bytes).unwrap_or(i64::MAX),
         max_age: DOWNLOG_TTL,
         discard: DiscardPolicy::New,
+        ..base(layout)
+    }
+}
+
+/// Of records that cannot be kept, the newest are.
+fn of_letters(layout: &Layout) -> Config {
+    Config {
+        name: names::LETTERS.to_owned(),
+        subjects: vec![names::LETTERS_ALL.to_owned()],
+        max_bytes: LETTERS_BYTES,
+        discard: DiscardPolicy::Old,
         ..base(layout)
     }
 }
