@@ -3,6 +3,10 @@
 
 #[path = "fabric/claims.rs"]
 mod claims;
+#[path = "fabric/deleted.rs"]
+mod deleted;
+#[path = "fabric/setup.rs"]
+mod setup;
 #[path = "fabric/state.rs"]
 mod state;
 #[path = "fabric/store.rs"]
@@ -37,7 +41,6 @@ const STOP: Duration = Duration::from_secs(10);
 struct Replica {
     fabric: Arc<dyn Fabric>,
     tier: Option<Tier>,
-    #[allow(dead_code)] // keeps the broker
     broker: Handle,
     tasks: Tasks,
 }

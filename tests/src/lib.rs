@@ -19,3 +19,4 @@ pub mod script;
 pub mod seed;
 pub mod servers;
 pub mod stock;
+pub mod tier;

@@ -36,6 +36,18 @@ impl Client {
     /// # Errors
     /// No connection, or the server refuses.
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        Self::connect_with(address, "")
+    }
+
+    /// The same as a user with a password.
+    ///
+    /// # Errors
+    /// No connection, or the server refuses.
+    pub fn connect_as(address: SocketAddr, (user, password): (&str, &str)) -> io::Result<Self> {
+        Self::connect_with(address, &format!("\"user\":\"{user}\",\"pass\":\"{password}\","))
+    }
+
+    fn connect_with(address: SocketAddr, login: &str) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER))?;
@@ -44,10 +56,11 @@ impl Client {
         if !info.starts_with("INFO {") {
             return Err(io::Error::other(format!("{info:?} instead of INFO")));
         }
-        client.write(
-            b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true,\
-              \"lang\":\"octobus-tests\",\"version\":\"1\",\"protocol\":1}\r\n",
-        )?;
+        let connect = format!(
+            "CONNECT {{{login}\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true,\
+              \"lang\":\"octobus-tests\",\"version\":\"1\",\"protocol\":1}}\r\n"
+        );
+        client.write(connect.as_bytes())?;
         client.flush()?;
         Ok(client)
     }
@@ -90,6 +103,17 @@ impl Client {
     /// The connection is gone.
     pub fn publish(&mut self, subject: &str, payload: &[u8]) -> io::Result<()> {
         let mut bytes = format!("PUB {subject} {}\r\n", payload.len()).into_bytes();
+        bytes.extend_from_slice(payload);
+        bytes.extend_from_slice(b"\r\n");
+        self.write(&bytes)
+    }
+
+    /// Publishes with a subject for the answer.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn request(&mut self, subject: &str, reply: &str, payload: &[u8]) -> io::Result<()> {
+        let mut bytes = format!("PUB {subject} {reply} {}\r\n", payload.len()).into_bytes();
         bytes.extend_from_slice(payload);
         bytes.extend_from_slice(b"\r\n");
         self.write(&bytes)

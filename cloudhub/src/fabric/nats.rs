@@ -130,7 +130,7 @@ impl Tier {
             log_bytes: config.log_bytes,
             downlog_bytes: config.downlog_bytes,
         };
-        setup::prepare(&connection, &layout).await?;
+        setup::prepare(&connection, &layout, config.sync_always).await?;
         same_tier(&connection, identity, config.shards).await?;
         let (teller, feed) = Feed::new();
         // Greater in each life of the replica, as long as clocks go forward; equal in none.
@@ -183,7 +183,7 @@ impl Tier {
         }
         spawn("mirror of the down log", Box::pin(self.mirror.clone().run_downlog()));
         self.mirror.caught_up().await;
-        self.claims.begin().await?;
+        patiently(async || self.claims.begin().await).await?;
         let claims = self.claims.clone();
         let until = stopped.clone();
         tasks.spawn("lease", async move { claims.keep_lease(until).await });
@@ -206,13 +206,14 @@ async fn same_tier(connection: &Connection, identity: &Identity, shards: u32) ->
         shards,
     };
     loop {
-        let found = connection.get(Bucket::Sys, TIER).await?;
+        let found = patiently(async || connection.get(Bucket::Sys, TIER).await).await?;
         let Some(value) = found.as_ref().and_then(|found| found.value.clone()) else {
             let value = Bytes::from(serde_json::to_vec(&ours).expect("texts and numbers"));
             let revision = found.map_or(0, |found| found.revision);
             match connection.put(Bucket::Sys, TIER, Some(value), Some(revision)).await {
-                Ok(_) | Err(NatsError::Conflict) => continue,
-                Err(NatsError::Unavailable) => tokio::time::sleep(Duration::from_millis(200)).await,
+                // Whatever became of it is read.
+                Ok(_) | Err(NatsError::Conflict | NatsError::Unknown(_)) => {}
+                Err(NatsError::Unavailable) => tokio::time::sleep(RETRY).await,
                 Err(error) => return Err(error.into()),
             }
             continue;
@@ -231,6 +232,23 @@ async fn same_tier(connection: &Connection, identity: &Identity, shards: u32) ->
             return Err(OpenError::Shards { theirs: theirs.shards });
         }
         return Ok(());
+    }
+}
+
+/// How long servers may take to elect who leads, at start.
+const PATIENCE: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Asks until there is an answer, of what may be asked twice.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, NatsError>) -> Result<T, NatsError> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(NatsError::Unavailable | NatsError::Unknown(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(RETRY).await;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -30,7 +30,7 @@ use codec::proto::{Refusal, RefusalReason};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
@@ -46,6 +46,8 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(10);
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(8);
 /// How long another instance of a generation waits for the first to be really gone.
 pub const DUPLICATE_HOLD: Duration = Duration::from_secs(60);
+/// A replica that stops says so, if it can within this.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// Others claim the same node in between so many times at most.
 const ATTEMPTS: usize = 4;
 /// After a failure that passes, a node comes again after this long.
@@ -352,8 +354,9 @@ impl Claims {
                     beat += 1;
                     let began = Instant::now();
                     next = began + RENEW_EVERY;
-                    // Never beyond the next turn, so that giving up is never late.
-                    match timeout(RENEW_EVERY, self.renew(beat, false)).await {
+                    // Never beyond the last chance, so that giving up is never late.
+                    let limit = last_chance.map_or(next, |at| at.min(next));
+                    match timeout_at(limit, self.renew(beat, false)).await {
                         Ok(Ok(())) => self.known().renewed = Some(began),
                         Ok(Err(error)) => tracing::warn!(%error, "the lease was not renewed"),
                         Err(_elapsed) => tracing::warn!("the lease was not renewed in time"),
@@ -362,7 +365,7 @@ impl Claims {
             }
         }
         self.known().renewed = None;
-        if let Ok(Err(error)) = timeout(RENEW_EVERY, self.renew(beat + 1, true)).await {
+        if let Ok(Err(error)) = timeout(CLOSE_WITHIN, self.renew(beat + 1, true)).await {
             tracing::debug!(%error, "the lease was not closed");
         }
     }
@@ -558,4 +561,80 @@ fn overloaded(message: &str) -> Refusal {
 
 fn unreachable(error: &NatsError) -> Refusal {
     overloaded(&format!("the tier cannot say who has this node ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn claim(replica: &str, epoch: u64, instance: &str, stamp: u64) -> Claim {
+        Claim {
+            replica: replica.to_owned(),
+            epoch,
+            session: 1,
+            instance: instance.to_owned(),
+            generation: 1,
+            stamp,
+            away: false,
+        }
+    }
+
+    fn seen<T>(value: T, at: Instant) -> Seen<T> {
+        Seen { value: Some(value), revision: 1, at }
+    }
+
+    fn with_lease(lease: &Lease, at: Instant) -> Known {
+        let mut known = Known::default();
+        known.leases.insert("a".to_owned(), seen(lease.clone(), at));
+        known
+    }
+
+    fn asks(generation: u32, stamp: u64) -> Claimant<'static> {
+        Claimant { node: "edge-1", instance: &[1; 16], generation, stamp }
+    }
+
+    const LEASE: Lease = Lease { epoch: 5, beat: 1, closed: false };
+
+    #[test]
+    fn a_lease_that_was_not_seen_to_change_for_ten_seconds_is_a_dead_replicas() {
+        let now = Instant::now();
+        let known = with_lease(&LEASE, now);
+        let held = claim("a", 5, "x", 0);
+        assert!(known.is_alive(&held, now + 9 * S));
+        assert!(!known.is_alive(&held, now + 10 * S));
+        assert!(!known.is_alive(&claim("a", 4, "x", 0), now), "of an earlier life");
+        assert!(!known.is_alive(&claim("b", 5, "x", 0), now), "of nobody");
+        let closed = with_lease(&Lease { closed: true, ..LEASE }, now);
+        assert!(!closed.is_alive(&held, now), "it has stopped by itself");
+    }
+
+    #[test]
+    fn another_instance_waits_a_minute_after_the_last_sign_of_the_first() {
+        let now = Instant::now();
+        let known = with_lease(&LEASE, now);
+        let held = seen(claim("a", 5, "x", 0), now);
+        let judged = |held: &Seen<Claim>, asks: Claimant<'_>, at| known.judge(held, &asks, "y", at);
+        assert_eq!(judged(&held, asks(1, 0), now), Verdict::Duplicate);
+        assert_eq!(judged(&held, asks(1, 0), now + 59 * S), Verdict::Duplicate, "its replica died meanwhile");
+        assert_eq!(judged(&held, asks(1, 0), now + 61 * S), Verdict::Free);
+        assert_eq!(judged(&held, asks(2, 0), now), Verdict::Free, "a newer enrolment need not wait");
+        let away = seen(Claim { away: true, ..claim("a", 5, "x", 0) }, now - 30 * S);
+        assert_eq!(judged(&away, asks(1, 0), now + 29 * S), Verdict::Duplicate);
+        assert_eq!(judged(&away, asks(1, 0), now + 31 * S), Verdict::Free);
+    }
+
+    #[test]
+    fn within_an_instance_the_newest_dial_wins() {
+        let now = Instant::now();
+        let known = with_lease(&LEASE, now);
+        let held = seen(claim("a", 5, "x", 7), now);
+        let judged = |asks: Claimant<'_>, at| known.judge(&held, &asks, "x", at);
+        assert_eq!(judged(asks(1, 8), now), Verdict::Free);
+        assert_eq!(judged(asks(1, 7), now), Verdict::Free, "the same dial, asked again");
+        assert_eq!(judged(asks(1, 6), now), Verdict::Fenced);
+        assert_eq!(judged(asks(1, 0), now), Verdict::Free, "of a build that counts no dials");
+        assert_eq!(judged(asks(1, 6), now + 11 * S), Verdict::Free, "whoever had it is dead");
+    }
 }

@@ -33,7 +33,7 @@ use codec::{
     frame::{FrameParts, Trace, header},
     name,
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -48,11 +48,18 @@ const STREAM: &str = "Octobus-Stream";
 const EPOCH: &str = "Octobus-Epoch";
 /// Its sequence number there.
 const SEQ: &str = "Octobus-Seq";
+/// What the servers say of who asks, from another account: it is not the node's business.
+const REQUEST_INFO: &str = "Nats-Request-Info";
+/// Between replicas: where the answer to a request goes. The servers let nobody publish with a reply subject that
+/// they made for another account.
+const PASSED_REPLY: &str = "Octobus-Reply-To";
 /// W3C trace context.
 const TRACEPARENT: &str = "traceparent";
 /// A message that the servers do not take now is tried again for this long.
 const APPEND_PATIENCE: Duration = Duration::from_secs(30);
 const APPEND_RETRY: Duration = Duration::from_millis(250);
+/// Bytes that wait to be appended for nodes; beyond it nothing more is read from the servers.
+const APPENDING_BYTES: usize = 16 << 20;
 /// Requests that wait for an answer; more are told that the hub is overloaded.
 const ASKED_MAX: usize = 16_384;
 /// The core answers within a minute, always.
@@ -264,43 +271,74 @@ impl Shared {
     }
 
     async fn serve_down(&self, mut subscriber: Subscriber) {
-        while let Some(message) = subscriber.next().await {
-            let Some((node, topic)) = destination(name::DOWN_PREFIX, &message.subject) else {
-                self.counters.down_dropped.fetch_add(1, Ordering::Relaxed);
-                if let Some(reply) = message.reply {
-                    self.refuse(reply.to_string(), "not a subject of a node's topic").await;
+        let mut appending = Appending::default();
+        let mut done = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some(appended) = done.next(), if !done.is_empty() => {
+                    let (node, bytes): (String, usize) = appended;
+                    if let Some(frame) = appending.next(&node, bytes) {
+                        done.push(self.append(node, frame));
+                    }
                 }
-                continue;
-            };
-            let Some(reply) = message.reply.as_ref().map(ToString::to_string) else {
-                self.append(&node, &topic, &message).await;
-                continue;
-            };
-            self.counters.requests.fetch_add(1, Ordering::Relaxed);
-            match self.claims.owner(&node) {
-                Owner::Here => self.ask(node, &topic, &message, reply).await,
-                Owner::Replica(replica) => self.pass(&replica, message, reply).await,
-                Owner::Nobody => {
-                    self.counters.offline.fetch_add(1, Ordering::Relaxed);
-                    self.refuse(reply, "node offline").await;
+                message = subscriber.next(), if appending.bytes < APPENDING_BYTES => {
+                    let Some(message) = message else { return };
+                    if let Some((node, frame)) = self.on_down(message).await
+                        && let Some(frame) = appending.add(&node, frame)
+                    {
+                        done.push(self.append(node, frame));
+                    }
                 }
             }
         }
     }
 
+    /// Takes what a user sent to a node: what is to be appended for it, if it is no request.
+    async fn on_down(&self, message: Message) -> Option<(String, Bytes)> {
+        let destination = destination(name::DOWN_PREFIX, &message.subject);
+        let reply = message.reply.as_ref().map(ToString::to_string);
+        match (destination, reply) {
+            (Some((node, topic)), None) => {
+                let frame = frame_of(&topic, &message);
+                self.counters.down_dropped.fetch_add(u64::from(frame.is_none()), Ordering::Relaxed);
+                return Some((node, frame?));
+            }
+            (Some((node, topic)), Some(reply)) => {
+                self.counters.requests.fetch_add(1, Ordering::Relaxed);
+                match self.claims.owner(&node) {
+                    Owner::Here => self.ask(node, &topic, &message, reply).await,
+                    Owner::Replica(replica) => self.pass(&replica, message, reply).await,
+                    Owner::Nobody => {
+                        self.counters.offline.fetch_add(1, Ordering::Relaxed);
+                        self.refuse(reply, "node offline").await;
+                    }
+                }
+            }
+            (None, reply) => {
+                self.counters.down_dropped.fetch_add(1, Ordering::Relaxed);
+                if let Some(reply) = reply {
+                    self.refuse(reply, "not a subject of a node's topic").await;
+                }
+            }
+        }
+        None
+    }
+
     async fn pass(&self, replica: &str, message: Message, reply: String) {
         let after = &message.subject[name::DOWN_PREFIX.len()..];
         let subject = format!("{}{after}", names::replica_prefix(replica));
-        let headers = message.headers.unwrap_or_default();
-        let client = self.connection.client();
-        let passed = client.publish_with_reply_and_headers(subject, reply, headers, message.payload).await;
+        let mut headers = message.headers.unwrap_or_default();
+        headers.insert(PASSED_REPLY, reply);
+        let passed = self.connection.client().publish_with_headers(subject, headers, message.payload).await;
         if let Err(error) = passed {
             tracing::debug!(%error, "a request was not passed on");
         }
     }
 
     async fn on_passed(&self, prefix: &str, message: Message) {
-        let reply = message.reply.as_ref().map(ToString::to_string);
+        let reply = message.headers.as_ref().and_then(|headers| headers.get(PASSED_REPLY));
+        let reply = reply.map(ToString::to_string);
         if let (Some((node, topic)), Some(reply)) = (destination(prefix, &message.subject), reply) {
             self.ask(node, &topic, &message, reply).await;
         }
@@ -346,16 +384,52 @@ impl Shared {
         );
     }
 
-    async fn append(&self, node: &str, topic: &str, message: &Message) {
-        let appended = match frame_of(topic, message) {
-            Some(frame) => append_down(&self.connection, node, frame).await,
-            None => Err(NatsError::Refused { code: 0, reason: "malformed or too large".to_owned() }),
+    async fn append(&self, node: String, frame: Bytes) -> (String, usize) {
+        let bytes = frame.len();
+        match append_down(&self.connection, &node, frame).await {
+            Ok(_seq) => self.counters.appended.fetch_add(1, Ordering::Relaxed),
+            Err(error) => {
+                tracing::warn!(node, %error, "a message to a node was not kept");
+                self.counters.down_dropped.fetch_add(1, Ordering::Relaxed)
+            }
         };
-        self.counters.appended.fetch_add(u64::from(appended.is_ok()), Ordering::Relaxed);
-        if let Err(error) = appended {
-            tracing::warn!(node, topic, %error, "a message to a node was not kept");
-            self.counters.down_dropped.fetch_add(1, Ordering::Relaxed);
+        (node, bytes)
+    }
+}
+
+/// What is to be appended: one message on its way for each node, so that theirs stay in order, and none waits for
+/// another node's.
+#[derive(Debug, Default)]
+struct Appending {
+    /// What waits behind the one on its way.
+    nodes: BTreeMap<String, VecDeque<Bytes>>,
+    bytes: usize,
+}
+
+impl Appending {
+    /// Takes a frame; it comes back if it may be sent now.
+    fn add(&mut self, node: &str, frame: Bytes) -> Option<Bytes> {
+        self.bytes += frame.len();
+        match self.nodes.get_mut(node) {
+            Some(waiting) => {
+                waiting.push_back(frame);
+                None
+            }
+            None => {
+                self.nodes.insert(node.to_owned(), VecDeque::new());
+                Some(frame)
+            }
         }
+    }
+
+    /// The one on its way, of so many bytes, has arrived: what may be sent now.
+    fn next(&mut self, node: &str, bytes: usize) -> Option<Bytes> {
+        self.bytes -= bytes;
+        let next = self.nodes.get_mut(node).and_then(VecDeque::pop_front);
+        if next.is_none() {
+            self.nodes.remove(node);
+        }
+        next
     }
 }
 
@@ -404,7 +478,9 @@ fn destination(prefix: &str, subject: &str) -> Option<(String, String)> {
 fn frame_of(topic: &str, message: &Message) -> Option<Bytes> {
     let mut headers: Vec<(&str, &[u8])> = Vec::new();
     let mut trace = None;
-    for (name, values) in message.headers.iter().flat_map(HeaderMap::iter) {
+    let is_ours = |name: &str| name == REQUEST_INFO || name == PASSED_REPLY;
+    let headers_of = message.headers.iter().flat_map(HeaderMap::iter);
+    for (name, values) in headers_of.filter(|(name, _)| !is_ours(AsRef::<str>::as_ref(name))) {
         for value in values {
             let name: &str = name.as_ref();
             let text = value.as_str();
@@ -456,5 +532,37 @@ fn append_header(headers: &mut HeaderMap, name: &str, value: &[u8]) {
     let value = str::from_utf8(value).ok().and_then(|text| text.parse::<async_nats::HeaderValue>().ok());
     if let (Ok(name), Some(value)) = (name, value) {
         headers.append(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_to_one_node_are_appended_one_by_one_and_to_others_meanwhile() {
+        let frame = |text: &'static str| Bytes::from_static(text.as_bytes());
+        let mut appending = Appending::default();
+        assert_eq!(appending.add("a", frame("1")), Some(frame("1")));
+        assert_eq!(appending.add("a", frame("22")), None);
+        assert_eq!(appending.add("a", frame("3")), None);
+        assert_eq!(appending.add("b", frame("4")), Some(frame("4")), "another node does not wait");
+        assert_eq!(appending.bytes, 5);
+        assert_eq!(appending.next("a", 1), Some(frame("22")));
+        assert_eq!(appending.next("a", 2), Some(frame("3")));
+        assert_eq!(appending.next("a", 1), None);
+        assert_eq!(appending.next("b", 1), None);
+        assert_eq!((appending.bytes, appending.nodes.len()), (0, 0), "nothing is left of them");
+    }
+
+    #[test]
+    fn only_a_nodes_topic_is_a_destination() {
+        let of = |subject| destination(name::DOWN_PREFIX, subject);
+        assert_eq!(of("octobus.down.plant%2E1.a.b"), Some(("plant.1".to_owned(), "a/b".to_owned())));
+        for subject in
+            ["octobus.down.edge-1", "octobus.down.Edge.a", "octobus.up.edge-1.a", "octobus.down.e.a%41"]
+        {
+            assert_eq!(of(subject), None, "{subject}");
+        }
     }
 }

@@ -237,7 +237,7 @@ impl Mirror {
                         "the stream {} was deleted: what waited for nodes is lost",
                         names::DOWNLOG
                     );
-                    if let Err(error) = setup::prepare(&shared.connection, &shared.layout).await {
+                    if let Err(error) = setup::prepare(&shared.connection, &shared.layout, false).await {
                         tracing::error!(%error, "it cannot be made anew");
                     }
                 }

@@ -69,9 +69,15 @@ pub enum SetupError {
         "nats-server takes messages of {found} bytes, a frame needs {needed}: set `max_payload: 4MB` in nats-server.conf"
     )]
     MaxPayload { found: usize, needed: usize },
-    /// Subjects do not fit.
+    /// It lacks what claims and Logs rest on.
     #[error("nats-server {version} is too old: 2.9 or later is needed")]
     Version { version: String },
+    /// The operator says what cannot be.
+    #[error(
+        "nats-server {version} cannot flush before it acknowledges, which fabric.sync_always says: 2.10 or later with \
+         `jetstream {{ sync_interval: always }}` in nats-server.conf can"
+    )]
+    SyncAlways { version: String },
     /// Not enough servers.
     #[error(
         "{copies} copies of each message (fabric.copies) need as many nats-servers with `jetstream` and one \
@@ -96,9 +102,9 @@ pub enum SetupError {
 ///
 /// # Errors
 /// See [`SetupError`].
-pub async fn prepare(connection: &Connection, layout: &Layout) -> Result<(), SetupError> {
+pub async fn prepare(connection: &Connection, layout: &Layout, sync_always: bool) -> Result<(), SetupError> {
     let server = connection.client().server_info();
-    check_server(&server, connection.max_payload())?;
+    check_server(&server, connection.max_payload(), sync_always)?;
     check_account(connection).await?;
     for config in configs(layout) {
         ensure(connection, config).await?;
@@ -106,10 +112,14 @@ pub async fn prepare(connection: &Connection, layout: &Layout) -> Result<(), Set
     Ok(())
 }
 
-fn check_server(server: &ServerInfo, max_payload: usize) -> Result<(), SetupError> {
+fn check_server(server: &ServerInfo, max_payload: usize, sync_always: bool) -> Result<(), SetupError> {
     let mut numbers = server.version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < (2, 9) {
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < (2, 9) {
         return Err(SetupError::Version { version: server.version.clone() });
+    }
+    if sync_always && version < (2, 10) {
+        return Err(SetupError::SyncAlways { version: server.version.clone() });
     }
     if !server.jetstream {
         return Err(SetupError::NoJetStream { server: server.server_name.clone() });
@@ -319,14 +329,16 @@ mod tests {
     #[test]
     fn a_refusal_names_the_line_to_change() {
         let server = ServerInfo { version: "2.9.10".to_owned(), jetstream: true, ..ServerInfo::default() };
-        let small = check_server(&server, 1 << 20).unwrap_err().to_string();
+        let small = check_server(&server, 1 << 20, false).unwrap_err().to_string();
         assert!(small.contains("max_payload: 4MB"), "{small}");
         let off = ServerInfo { jetstream: false, ..server.clone() };
-        let off = check_server(&off, 4 << 20).unwrap_err().to_string();
+        let off = check_server(&off, 4 << 20, false).unwrap_err().to_string();
         assert!(off.contains("jetstream {"), "{off}");
         let old = ServerInfo { version: "2.8.4".to_owned(), ..server.clone() };
-        assert!(check_server(&old, 4 << 20).is_err());
-        assert!(check_server(&server, 4 << 20).is_ok());
+        assert!(check_server(&old, 4 << 20, false).is_err());
+        assert!(check_server(&server, 4 << 20, false).is_ok());
+        let promised = check_server(&server, 4 << 20, true).unwrap_err().to_string();
+        assert!(promised.contains("sync_interval: always"), "{promised}");
     }
 
     #[test]
