@@ -1,23 +1,23 @@
 //! A hub in one process: composition root.
 //!
-//! Start: lock and open the store, open the authority, **bind every socket**, then start tasks: a port
+//! Start: open the authority, the store or the tier ([`engine`]), **bind every socket**, then start tasks: a port
 //! that is taken is an error of the start and never of a task. Stop, each with its share of the deadline:
 //!
 //! ```text
 //! core drains (no new sessions, the others are told, all is durable)
-//!   ──> fronts and links end ──> driver and store end, checkpoint written
+//!   ──> fronts and links end ──> of a replica: its lease ends ──> driver and store end, checkpoint written
 //! ```
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use broker::{
-    Handle, Tasks, core, driver,
+    Handle, Tasks,
     event::Command,
     front::{
         auth::{Auth, Users, UsersError},
         nats,
     },
-    instance::{Instance, InstanceError},
+    instance::InstanceError,
     link::{
         Counters, Links, Params,
         accept::{Acceptor, Admission},
@@ -26,10 +26,7 @@ use broker::{
         tls::{self, Credentials, TierSecret, TlsError},
         websocket::WebSocketListener,
     },
-    store::{
-        self, OpenError,
-        lmdb::{backup::Copier, written::Written},
-    },
+    store::OpenError,
     tasks::Drained,
 };
 use ops::{
@@ -41,18 +38,18 @@ use ops::{
 };
 use tokio::{net::TcpListener, time::timeout};
 
+mod engine;
+
+use self::engine::Engine;
 use crate::{
     admin,
     authorizer::Authorizer,
     bootstrap::{self, Bootstrap},
     ca::{Authority, AuthorityError, IssueError},
-    fabric::{Administered, Fabric, Local},
+    fabric::{self, Administered},
     registry::Registry,
     token::{self, CreateError, TokenRequest},
 };
-
-/// Name of the one replica of a single hub.
-const REPLICA: &str = "hub";
 
 /// Why a hub does not start.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +57,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The tier's NATS servers.
+    #[error(transparent)]
+    Fabric(#[from] fabric::nats::OpenError),
     /// The CA.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -97,16 +97,17 @@ pub enum StartError {
 /// A running hub.
 #[derive(Debug)]
 pub struct Hub {
-    handle: Handle,
+    engine: Engine,
     authority: Arc<Authority>,
-    fabric: Arc<dyn Fabric>,
     registry: Registry,
     endpoints: Endpoints,
     links: Arc<Links>,
     /// Fronts, links, bootstrap, admin: everything that talks to somebody.
     fronts: Tasks,
+    /// What follows the tier and holds this replica's lease: to the end of every session.
+    following: Tasks,
     /// The driver and its store.
-    engine: Tasks,
+    driving: Tasks,
 }
 
 impl Hub {
@@ -115,23 +116,31 @@ impl Hub {
     /// # Errors
     /// See [`StartError`]; nothing is left running.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        let (store, recovered) = store::lmdb::open(&config.data, store::lmdb::Options::hub())?;
-        let authority = Arc::new(Authority::open(&config.data, config.tier.as_deref())?);
-        let instance = Instance::open(&config.data)?;
+        let authority = match config.fabric.as_ref().and_then(|fabric| fabric.authority.as_deref()) {
+            Some(mounted) => Authority::mounted(mounted, config.tier.as_deref())?,
+            None => Authority::open(&config.data, config.tier.as_deref())?,
+        };
+        let authority = Arc::new(authority);
         let auth = auth(config)?;
-        let (fronts, engine) = (Tasks::new(), Tasks::new());
-        let sockets = Sockets::bind(config, &authority, &fronts).await?;
+        let (fronts, following, driving) = (Tasks::new(), Tasks::new(), Tasks::new());
+        let engine = Engine::start(config, &authority, &driving).await?;
+        let sockets = match Sockets::bind(config, &authority, &fronts).await {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                drop(engine);
+                driving.drain(START_FAILED).await;
+                return Err(error);
+            }
+        };
         let endpoints = sockets.endpoints(config);
-
-        let (copier, written) = (store.copier(), store.written());
-        let core = core_config(config, &authority, &instance, getrandom::u64()?);
-        let handle = driver::start(core, store, recovered, &engine);
-        let fabric: Arc<dyn Fabric> = Arc::new(Local::new(handle.clone()));
-        let registry = Registry::new(Arc::clone(&fabric), handle.clone());
+        let registry = Registry::new(Arc::clone(&engine.fabric), engine.handle.clone());
         let links = Arc::<Links>::default();
-        let mut hub = Self { handle, authority, fabric, registry, endpoints, links, fronts, engine };
-        let started = hub.serve(config, auth, sockets, copier, written).await;
-        let confirmed = started.and_then(|()| Ok(instance.confirm(&config.data)?));
+        let mut hub = Self { engine, authority, registry, endpoints, links, fronts, following, driving };
+        let started = Box::pin(hub.serve(config, auth, sockets)).await;
+        let confirmed = started.and_then(|()| match &hub.engine.own {
+            Some(own) => Ok(own.instance.confirm(&config.data)?),
+            None => Ok(()),
+        });
         match confirmed {
             Ok(()) => Ok(hub),
             Err(error) => {
@@ -150,7 +159,7 @@ impl Hub {
     /// Its broker.
     #[must_use]
     pub fn handle(&self) -> &Handle {
-        &self.handle
+        &self.engine.handle
     }
 
     /// What its tier knows of nodes.
@@ -181,33 +190,35 @@ impl Hub {
 
     /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
     pub async fn stop(self, deadline: Duration) -> Drained {
-        let share = deadline / 3;
-        match timeout(share, self.handle.call(Command::Drain)).await {
+        let share = deadline / 4;
+        match timeout(share, self.engine.handle.call(Command::Drain)).await {
             Ok(Ok(_done)) => {}
             Ok(Err(stopped)) => tracing::warn!(%stopped, "the broker ended before it was drained"),
             Err(_elapsed) => tracing::warn!("sessions did not end in time"),
         }
         let fronts = self.fronts.drain(share).await;
-        drop((self.handle, self.registry, self.fabric));
-        let engine = self.engine.drain(share).await;
-        match (fronts, engine) {
-            (Drained::Clean, engine) => engine,
-            (Drained::Forced(fronts), Drained::Clean) => Drained::Forced(fronts),
-            (Drained::Forced(fronts), Drained::Forced(engine)) => Drained::Forced(fronts + engine),
-        }
+        let following = self.following.drain(share).await;
+        drop((self.engine, self.registry));
+        let driving = self.driving.drain(share).await;
+        let forced: usize = [fronts, following, driving]
+            .into_iter()
+            .map(|drained| match drained {
+                Drained::Clean => 0,
+                Drained::Forced(tasks) => tasks,
+            })
+            .sum();
+        if forced == 0 { Drained::Clean } else { Drained::Forced(forced) }
     }
 
-    async fn serve(
-        &mut self,
-        config: &Config,
-        auth: Auth,
-        sockets: Sockets,
-        copier: Copier,
-        written: Arc<Written>,
-    ) -> Result<(), StartError> {
+    async fn serve(&mut self, config: &Config, auth: Auth, sockets: Sockets) -> Result<(), StartError> {
         let Sockets { nats, quic, websocket, bootstrap, admin } = sockets;
-        let exporter = Exporter::new(Some(self.handle.clone()), Readiness::default());
-        exporter.register(metrics::store(written));
+        let readiness = Readiness::default();
+        let exporter = Exporter::new(Some(self.engine.handle.clone()), readiness.clone())
+            .with_durability(engine::durability(config));
+        self.engine.join(&self.following, &exporter, &readiness).await?;
+        if let Some(own) = &self.engine.own {
+            exporter.register(metrics::store(Arc::clone(&own.written)));
+        }
         if let Some(listener) = nats {
             self.serve_nats(config, auth, listener, &exporter);
         }
@@ -228,15 +239,18 @@ impl Hub {
                 listening.map_err(|source| StartError::Listen { what: "metrics", address, source })?;
             self.endpoints.metrics = Some(bound);
         }
-        let routes = ops::admin::router(Admin {
-            broker: self.handle.clone(),
+        let mut routes = ops::admin::router(Admin {
+            broker: self.engine.handle.clone(),
             tasks: self.fronts.clone(),
             exporter,
             links: Arc::clone(&self.links),
-            tier: Some(Arc::new(Administered(Arc::clone(&self.fabric)))),
+            tier: Some(Arc::new(Administered(Arc::clone(&self.engine.fabric)))),
         });
-        let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
-        let routes = routes.merge(ops::admin::backup::router(backups));
+        if let Some(own) = &self.engine.own {
+            let copier = own.copier.clone();
+            let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
+            routes = routes.merge(ops::admin::backup::router(backups));
+        }
         admin.serve(
             routes.merge(admin::router(Arc::clone(&self.authority), self.registry.clone())),
             &self.fronts,
@@ -250,7 +264,7 @@ impl Hub {
         front.max_connections = config.limits.nats_connections;
         front.connect_timeout = config.limits.connect_timeout;
         parts::register_nats(exporter, &front.counters);
-        let serving = nats::serve(listener, Arc::new(front), self.handle.clone(), self.fronts.clone());
+        let serving = nats::serve(listener, Arc::new(front), self.engine.handle.clone(), self.fronts.clone());
         self.fronts.spawn("nats front", serving);
     }
 
@@ -265,7 +279,7 @@ impl Hub {
         let counters = Arc::<Counters>::default();
         exporter.register(metrics::links(Arc::clone(&counters)));
         let acceptor = Acceptor {
-            broker: self.handle.clone(),
+            broker: self.engine.handle.clone(),
             params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),
             admission: Admission::with_connections(config.limits.links),
             counters,
@@ -305,7 +319,8 @@ impl Sockets {
         let listen = &config.listen;
         let nats = listen_tcp("NATS", listen.nats).await?;
         let secret = TierSecret::new(authority.secret());
-        let tls = Arc::new(link_tls(authority, &secret)?);
+        let replica = engine::replica(config);
+        let tls = Arc::new(link_tls(authority, replica, &secret)?);
         let shape = Shape::HUB.with_heartbeat(config.limits.heartbeat);
         let bind_quic = |address| QuicListener::bind(address, Arc::clone(&tls), &secret, shape);
         let quic = listen.quic.map(bind_quic).transpose()?;
@@ -319,7 +334,7 @@ impl Sockets {
         let websocket = websocket.transpose()?;
         let bootstrap = match listen_tcp("bootstrap", listen.bootstrap).await? {
             Some(listener) => {
-                let identity = authority.issue_hub(REPLICA, &names(listen.bootstrap))?;
+                let identity = authority.issue_hub(replica, &names(listen.bootstrap))?;
                 Some((listener, bootstrap::tls(identity)?))
             }
             None => None,
@@ -353,8 +368,12 @@ async fn listen_tcp(
 }
 
 /// What both kinds of link present and verify.
-fn link_tls(authority: &Authority, secret: &TierSecret) -> Result<rustls::ServerConfig, StartError> {
-    let identity = authority.issue_hub(REPLICA, &[])?;
+fn link_tls(
+    authority: &Authority,
+    replica: &str,
+    secret: &TierSecret,
+) -> Result<rustls::ServerConfig, StartError> {
+    let identity = authority.issue_hub(replica, &[])?;
     let credentials =
         Credentials { ca: vec![authority.certificate().clone()], chain: identity.chain, key: identity.key };
     Ok(tls::acceptor(credentials, secret)?)
@@ -384,17 +403,4 @@ fn auth(config: &Config) -> Result<Auth, StartError> {
         None if config.auth.anonymous => Auth::Anonymous,
         None => Auth::Users(Arc::new(Users::parse("")?)),
     })
-}
-
-fn core_config(config: &Config, authority: &Authority, instance: &Instance, seed: u64) -> core::Config {
-    let mut core = core::Config::hub(REPLICA, authority.tier(), instance.id, seed);
-    core.mint = instance.minted;
-    let (streams, default) = ops::config::streams::for_core(&config.streams);
-    core.streams = streams;
-    if let Some(default) = default {
-        core.default_stream = default;
-    }
-    core.exports = config.export.policy();
-    core.imports = config.import.policy();
-    core
 }

@@ -6,6 +6,8 @@
 mod a_backup_is_another_life;
 mod a_node_stays_in_its_subtree;
 mod a_relay_in_between;
+mod a_tier_of_hubs;
+mod a_tier_under_fire;
 mod bulk_delays_no_alarm;
 mod first_five_minutes;
 mod histories_do_not_mix;

@@ -149,7 +149,8 @@ impl Store for NatsStore {
     }
 
     fn read(&mut self, request: ReadRequest) {
-        self.read_down(request);
+        // Not now: what declares its source may be submitted only after it.
+        self.work.push(Box::pin(std::future::ready(Done::ReadAgain(request))));
     }
 
     fn ask(&mut self, ask: tier::Ask) {
