@@ -124,7 +124,9 @@ impl Authority {
         }
         let dir = data.join("tier");
         if !dir.exists() {
-            private::create_dir(data)?;
+            if !data.exists() {
+                private::create_dir(data)?;
+            }
             create(data, &dir, tier)?;
         }
         private::create_dir(&dir)?; // it exists: checks the mode
