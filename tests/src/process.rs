@@ -14,6 +14,8 @@ use crate::clock;
 
 /// Lines kept for failure messages and for waiting on; older ones are forgotten.
 const LINES_KEPT: usize = 200_000;
+/// How long what a process wrote last may take to be read once it has ended.
+const REST_READ: Duration = Duration::from_secs(2);
 /// Lines shown of a process when its test fails.
 const LINES_SHOWN: usize = 80;
 
@@ -93,13 +95,18 @@ impl Process {
         self.ended
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and until all that it wrote has been read.
     ///
     /// # Panics
     /// If it still runs after `limit`.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.name);
-        clock::wait_for(&what, limit, || self.exited())
+        let status = clock::wait_for(&what, limit, || self.exited());
+        let lines = self.output.lines.lock().expect("no panic under this lock");
+        // Bounded: a child of its own may outlive it and hold the pipe.
+        let read = self.output.more.wait_timeout_while(lines, REST_READ, |lines| lines.open > 0);
+        drop(read.expect("no panic under this lock"));
+        status
     }
 
     /// As a power cut would: SIGKILL, and waits until it is gone.
