@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use codec::Record;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until},
@@ -42,15 +43,22 @@ pub struct Fleet {
     members: u32,
 }
 
-/// Starts a driver of at most `members` brokers; `config` says what each of them is, when it is made.
+/// Starts a driver of at most `members` brokers; `config` says what each of them is, when it is made. `observe`
+/// sees every record that becomes durable at a member: it costs nothing where a session of each would.
 ///
 /// It runs until every [`Handle`] is dropped, or until `tasks` stop.
-pub fn start(members: u32, config: impl Fn(u32) -> Config + Send + 'static, tasks: &Tasks) -> Fleet {
+pub fn start(
+    members: u32,
+    config: impl Fn(u32) -> Config + Send + 'static,
+    observe: impl Fn(u32, &Record) + Send + 'static,
+    tasks: &Tasks,
+) -> Fleet {
     let (handle, inputs, outboxes) = Handle::new();
     let driver = Driver {
         started: Instant::now(),
         wall_us: 0,
         config,
+        observe,
         members: (0..members).map(|_member| None).collect(),
         timers: BinaryHeap::new(),
         outboxes,
@@ -83,11 +91,12 @@ struct Member {
     armed: Option<Duration>,
 }
 
-struct Driver<C> {
+struct Driver<C, O> {
     started: Instant,
     /// The latest wall time: it never runs backwards within a process.
     wall_us: u64,
     config: C,
+    observe: O,
     members: Vec<Option<Box<Member>>>,
     /// When who may have something due. What is no longer true is skipped when it comes up.
     timers: BinaryHeap<Reverse<(Duration, u32)>>,
@@ -97,7 +106,7 @@ struct Driver<C> {
     next_command: CommandId,
 }
 
-impl<C: Fn(u32) -> Config> Driver<C> {
+impl<C: Fn(u32) -> Config, O: Fn(u32, &Record)> Driver<C, O> {
     async fn run(mut self, mut inputs: mpsc::Receiver<Input>, stop: tokio_util::sync::CancellationToken) {
         loop {
             let due = self.timers.peek().map(|Reverse((at, _))| self.started + *at);
@@ -167,12 +176,12 @@ impl<C: Fn(u32) -> Config> Driver<C> {
             None => {
                 let core = Core::restore((self.config)(number), Recovered::default(), now, &mut self.actions);
                 let mut member = Box::new(Member { core, store: MemStore::of_logs(), armed: None });
-                self.perform(&mut member, now);
+                self.perform(number, &mut member, now);
                 member
             }
         };
         member.core.apply(now, event, &mut self.actions);
-        self.perform(&mut member, now);
+        self.perform(number, &mut member, now);
         if let Some(at) = member.core.deadline()
             && member.armed.is_none_or(|armed| at < armed)
         {
@@ -183,11 +192,15 @@ impl<C: Fn(u32) -> Config> Driver<C> {
     }
 
     /// Performs what the core wants, and what follows from it, until nothing does.
-    fn perform(&mut self, member: &mut Member, now: Now) {
+    fn perform(&mut self, number: u32, member: &mut Member, now: Now) {
         loop {
             for action in std::mem::take(&mut self.actions) {
                 match action {
-                    Action::Persist(group) => member.store.submit(group),
+                    Action::Persist(group) => {
+                        // Durable within this turn, and nothing is said before.
+                        group.records.iter().for_each(|record| (self.observe)(number, record));
+                        member.store.submit(group);
+                    }
                     Action::Read(request) => member.store.read(request),
                     Action::Output { session, output } => {
                         let outboxes = self.outboxes.lock().expect("no panic under this lock");
@@ -216,7 +229,7 @@ impl<C: Fn(u32) -> Config> Driver<C> {
     }
 }
 
-impl<C> fmt::Debug for Driver<C> {
+impl<C, O> fmt::Debug for Driver<C, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver").field("members", &self.members.len()).finish_non_exhaustive()
     }
@@ -233,7 +246,7 @@ mod tests {
     async fn members_share_a_driver_and_nothing_else() {
         let tasks = Tasks::new();
         let config = |number: u32| Config::node(&format!("n{number}"), [number as u8; 16], number.into());
-        let fleet = start(2, config, &tasks);
+        let fleet = start(2, config, |_, _| {}, &tasks);
         let op = StateOp {
             space: "status".into(),
             key: "a".to_owned(),

@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 use loadtest::{
     director::{Aim, Run},
     hub::Program,
+    plot,
     progress::Progress,
     report::Report,
     scenario::{Kind, Scenario},
@@ -40,7 +41,7 @@ pub(crate) struct Cli {
     #[arg(value_name = "SCENARIO", required_unless_present = "worker")]
     scenario: Option<String>,
     /// Start a hub, as a process of its own, and end it afterwards
-    #[arg(long, conflicts_with_all = ["hub", "ca", "admin"])]
+    #[arg(long, conflicts_with_all = ["hub", "ca", "admin", "nats"])]
     self_hosted: bool,
     /// Where the hub of --self-hosted keeps its data; by default a folder that is removed
     #[arg(long, value_name = "DIR", requires = "self_hosted")]
@@ -57,6 +58,9 @@ pub(crate) struct Cli {
     /// Administration socket of a hub, to enrol the nodes; default CA/admin.sock if that exists
     #[arg(long, value_name = "SOCKET")]
     admin: Option<PathBuf>,
+    /// NATS front of a hub, for what goes to and comes from subscribers
+    #[arg(long, value_name = "HOST:PORT", requires = "hub")]
+    nats: Option<String>,
     /// Nodes of the whole fleet
     #[arg(long, value_name = "N")]
     nodes: Option<String>,
@@ -90,6 +94,9 @@ pub(crate) struct Cli {
     /// Form of the result on standard output; json is one line
     #[arg(short, long, value_name = "FORM", default_value = "text")]
     output: Output,
+    /// Draw linked nodes, CPU and memory over time into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Begin without asking
     #[arg(short, long)]
     yes: bool,
@@ -128,7 +135,15 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         return ExitCode::from(2);
     }
     match Box::pin(run.run()).await {
-        Ok(report) => show(&report, output),
+        Ok((report, samples)) => {
+            if let Some(path) = &cli.svg
+                && let Err(error) = std::fs::write(path, plot::svg(&report, &samples))
+            {
+                eprintln!("loadtest: {}: {error}", path.display());
+                return ExitCode::FAILURE;
+            }
+            show(&report, output)
+        }
         Err(error) => {
             eprintln!("loadtest: {error}");
             ExitCode::FAILURE
@@ -168,7 +183,8 @@ fn plan(cli: &Cli, own_folder: Option<&Path>) -> Result<Run, Usage> {
             let hubs = cli.hub.iter().map(|hub| address(hub)).collect::<Result<_, _>>()?;
             let beside = ca.join("admin.sock");
             let admin = cli.admin.clone().or_else(|| beside.exists().then_some(beside));
-            Aim::Given { hubs, ca: ca.clone(), admin }
+            let nats = cli.nats.as_deref().map(address).transpose()?;
+            Aim::Given { hubs, ca: ca.clone(), admin, nats }
         }
         (false, _) => {
             return Err(Usage(

@@ -4,26 +4,29 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use broker::{
-    Tasks, core,
+    Tasks, clock, core,
     fleet::{self, Fleet},
     link::{
         Counters, Links, Params,
         quic::{BindError, QuicSocket, Shape},
     },
 };
+use codec::{Flags, Kind, Record};
 use hdrhistogram::Histogram;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     gate::Gate,
+    mark::Mark,
     node::Leash,
     pki::{self, Identities, PkiError},
     wire::{Counts, Plan, histogram},
@@ -93,7 +96,9 @@ impl Crew {
         counters.observe_round_trips(move |rtt| record(&told.heartbeat, rtt));
         let (prefix, first, run) = (plan.kept.prefix.clone(), plan.first, plan.run);
         let config = move |place: u32| node_config(&prefix, first + place, run);
-        let fleet = fleet::start(plan.nodes, config, &tasks);
+        let (told, observed) = (Arc::clone(&tally), plan.run);
+        let observe = move |_place: u32, record: &Record| told.observe(record, observed);
+        let fleet = fleet::start(plan.nodes, config, observe, &tasks);
         let params = Params { heartbeat: scenario.heartbeat, ..Params::default() };
         Ok(Arc::new(Self {
             fleet,
@@ -154,10 +159,15 @@ pub struct Tally {
     resumed: AtomicU64,
     failed: AtomicU64,
     lost: AtomicU64,
+    noticed: AtomicU64,
     /// Messages published.
     pub published: AtomicU64,
-    /// Changes of State that arrived.
-    pub changes: AtomicU64,
+    changes: AtomicU64,
+    downs: AtomicU64,
+    downs_disordered: AtomicU64,
+    last_down_us: AtomicU64,
+    /// Who answers messages from the hub.
+    answers: OnceLock<mpsc::Sender<Mark>>,
     /// From the dial to Welcome.
     pub welcome: Mutex<Histogram<u64>>,
     /// Round trips of heartbeats.
@@ -175,8 +185,13 @@ impl Default for Tally {
             resumed: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            noticed: AtomicU64::new(0),
             published: AtomicU64::new(0),
             changes: AtomicU64::new(0),
+            downs: AtomicU64::new(0),
+            downs_disordered: AtomicU64::new(0),
+            last_down_us: AtomicU64::new(0),
+            answers: OnceLock::new(),
             welcome: Mutex::new(histogram()),
             heartbeat: Mutex::new(histogram()),
             change: Mutex::new(histogram()),
@@ -190,8 +205,11 @@ const ENDS_MAX: usize = 64;
 
 /// Records a time, rounded to microseconds.
 pub fn record(histogram: &Mutex<Histogram<u64>>, time: Duration) {
-    let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
-    histogram.lock().expect("no panic under this lock").saturating_record(us);
+    record_us(histogram, u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+}
+
+fn record_us(histogram: &Mutex<Histogram<u64>>, us: u64) {
+    histogram.lock().expect("no panic under this lock").saturating_record(us.max(1));
 }
 
 impl Tally {
@@ -209,6 +227,51 @@ impl Tally {
     pub(crate) fn lost(&self, what: &str) {
         self.lost.fetch_add(1, Relaxed);
         self.count_end(format!("link ended: {what}"));
+    }
+
+    pub(crate) fn left(&self) {
+        self.count_end("link ended: it was asked to".to_owned());
+    }
+
+    pub(crate) fn noticed(&self) {
+        self.noticed.fetch_add(1, Relaxed);
+    }
+
+    /// Every message from the hub from now on is also told here.
+    pub fn answer(&self, sender: mpsc::Sender<Mark>) {
+        // The first one stays.
+        drop(self.answers.set(sender));
+    }
+
+    /// A record has become durable at a node.
+    fn observe(&self, record: &Record, run: u64) {
+        let is_down = match record.header.kind {
+            Kind::PUT => false,
+            // What the node published is its own.
+            Kind::LOG if record.header.flags.contains(Flags::IMPORTED) => true,
+            _ => return,
+        };
+        let Some(mark) = Mark::of_frame(&record.body, run) else { return };
+        let now_us = clock::wall_us();
+        if !is_down {
+            self.changes.fetch_add(1, Relaxed);
+            return record_us(&self.change, now_us.saturating_sub(mark.time_us));
+        }
+        let before = self.downs.fetch_add(1, Relaxed);
+        self.downs_disordered.fetch_add(u64::from(before != u64::from(mark.number)), Relaxed);
+        self.last_down_us.store(now_us, Relaxed);
+        if let Some(answers) = self.answers.get() {
+            // One is in flight at a time; what comes on top of that nobody waits for.
+            if answers.try_send(mark).is_err() {
+                tracing::debug!(number = mark.number, "not answered");
+            }
+        }
+    }
+
+    /// When the last message from the hub arrived, wall microseconds.
+    #[must_use]
+    pub fn last_down_us(&self) -> u64 {
+        self.last_down_us.load(Relaxed)
     }
 
     fn count_end(&self, what: String) {
@@ -233,8 +296,11 @@ impl Tally {
             resumed: self.resumed.load(Relaxed),
             failed: self.failed.load(Relaxed),
             lost: self.lost.load(Relaxed),
+            noticed: self.noticed.load(Relaxed),
             published: self.published.load(Relaxed),
             changes: self.changes.load(Relaxed),
+            downs: self.downs.load(Relaxed),
+            downs_disordered: self.downs_disordered.load(Relaxed),
         }
     }
 

@@ -2,25 +2,25 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use broker::Tasks;
 use cloudhub::admin::{IdentityOrder, IdentityRow};
 use ops::client::{Client, ClientError};
 use tokio::time::Instant;
 
 use crate::{
     hub::{Hub, HubError, Program},
+    line,
     pki::{self, Kept, PkiError},
     process,
     progress::Progress,
-    report::{Cpu, Report, merged, quantiles},
+    report::Report,
     scenario::{Kind, Scenario},
-    wire::{Numbers, Order, Plan},
+    wire::Plan,
     workers::{WorkerError, Workers},
 };
 
 /// Names enrolled with one request.
 const ENROLLED_AT_ONCE: usize = 1000;
-/// How often the run is looked at.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Why a run came to no report.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,12 @@ pub enum RunError {
     /// A process of the fleet.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// The hub's NATS front.
+    #[error("NATS: {0}")]
+    Nats(std::io::Error),
+    /// The long line.
+    #[error("no port for a long line: {0}")]
+    Line(std::io::Error),
     /// A scenario that needs what was not given.
     #[error("scenario {0} needs {1}")]
     Needs(&'static str, &'static str),
@@ -53,8 +59,11 @@ pub enum Aim {
         hubs: Vec<SocketAddr>,
         /// The hub's data folder, or one with its folder `tier`: for the CA.
         ca: PathBuf,
-        /// The administration socket of one of them, to enrol the nodes; without one they must be enrolled.
+        /// The administration socket of one of them, to enrol the nodes and to read what arrived; without one
+        /// they must be enrolled.
         admin: Option<PathBuf>,
+        /// The NATS front of one of them.
+        nats: Option<SocketAddr>,
     },
 }
 
@@ -78,16 +87,43 @@ pub struct Run {
 }
 
 /// A run that has begun.
-struct Running {
-    scenario: Scenario,
-    hub: Option<Hub>,
-    workers: Workers,
-    watch: Vec<u32>,
-    nodes: u32,
-    progress: Progress,
-    report: Report,
+pub(crate) struct Running {
+    pub(crate) scenario: Scenario,
+    /// Tells this run's messages from those of others.
+    pub(crate) run: u64,
+    /// This part's first node.
+    pub(crate) first: u32,
+    /// This part's nodes.
+    pub(crate) nodes: u32,
+    /// First part of their names.
+    pub(crate) prefix: String,
+    /// The own hub, and how to start it again.
+    pub(crate) program: Option<Program>,
+    pub(crate) hub: Option<Hub>,
+    pub(crate) admin: Option<PathBuf>,
+    pub(crate) nats: Option<SocketAddr>,
+    pub(crate) workers: Workers,
+    pub(crate) watch: Vec<u32>,
+    pub(crate) progress: Progress,
+    pub(crate) report: Report,
     /// Before the first dial.
-    hub_rss: Option<u64>,
+    pub(crate) hub_rss: Option<u64>,
+    /// How it went, for a plot.
+    pub(crate) samples: Vec<Sample>,
+    pub(crate) began: Instant,
+}
+
+/// A moment of a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sample {
+    /// Seconds after the first dial.
+    pub at_s: f64,
+    /// Nodes linked.
+    pub connected: u64,
+    /// CPU of the hub and of the workers so far, seconds.
+    pub cpu_s: (f64, f64),
+    /// Resident memory of the hub and of the workers, bytes.
+    pub rss: (u64, u64),
 }
 
 impl Run {
@@ -95,23 +131,27 @@ impl Run {
     ///
     /// # Errors
     /// See [`RunError`]: a run that was made and found something wrong has a report instead.
-    pub async fn run(self) -> Result<Report, RunError> {
+    pub async fn run(self) -> Result<(Report, Vec<Sample>), RunError> {
         let Self { scenario, aim, processes, part, cache, watch, mut progress } = self;
         let (first, nodes) = share(scenario.nodes, part.0, part.1);
         let mut report =
             Report { scenario: scenario.kind.as_str().to_owned(), nodes, processes, ..Report::default() };
-        let mut hub = None;
-        let (hubs, ca, admin): (Vec<SocketAddr>, _, _) = match aim {
+        let (mut program, mut hub) = (None, None);
+        let (mut hubs, ca, admin, nats): (Vec<SocketAddr>, _, _, _) = match aim {
             Aim::Own(mut own) => {
                 progress.say("starting a hub");
                 let started = own.start().await?;
-                let (quic, admin) = (started.endpoints.quic, started.endpoints.admin.clone());
+                let ops::endpoints::Endpoints { quic, admin, nats, .. } = started.endpoints.clone();
                 let data = own.data().to_owned();
-                hub = Some(started);
-                (quic.into_iter().collect(), data, admin)
+                (program, hub) = (Some(own), Some(started));
+                (quic.into_iter().collect(), data, admin, nats)
             }
-            Aim::Given { hubs, ca, admin } => (hubs, ca, admin),
+            Aim::Given { hubs, ca, admin, nats } => (hubs, ca, admin, nats),
         };
+        let lines = Tasks::new();
+        if let (Kind::Downlink, Some(hub)) = (scenario.kind, hubs.first_mut()) {
+            *hub = line::start(*hub, scenario.round_trip, &lines).await.map_err(RunError::Line)?;
+        }
         let kept = pki::prepare(&ca, &cache, &scenario.prefix, first + nodes, |done| {
             if done % 500 == 0 {
                 progress.show("certificates", u64::from(done), u64::from(first + nodes));
@@ -127,148 +167,39 @@ impl Run {
         if let (Some(before), Some(after), 1..) = (before, hub_rss, enrolled) {
             report.hub_rss_bytes_per_enrolment = Some((after as f64 - before as f64) / enrolled as f64);
         }
-        let plans = plans(&scenario, &hubs, &kept, (first, nodes), processes);
+        let run = getrandom::u64().unwrap_or_else(|_no_randomness| broker::clock::wall_us());
+        let plans = plans(&scenario, &hubs, &kept, run, (first, nodes), processes);
         let workers = Workers::start(plans).await?;
-        let mut running = Running { scenario, hub, workers, watch, nodes, progress, report, hub_rss };
-        let told = running.all().await;
-        let Running { workers, hub, mut report, .. } = running;
+        let mut running = Running {
+            run,
+            first,
+            nodes,
+            prefix: scenario.prefix.clone(),
+            scenario,
+            program,
+            hub,
+            admin,
+            nats,
+            workers,
+            watch,
+            progress,
+            report,
+            hub_rss,
+            samples: Vec::new(),
+            began: Instant::now(),
+        };
+        let told = Box::pin(running.all()).await;
+        let Running { workers, hub, mut report, samples, .. } = running;
         workers.stop().await;
+        lines.drain(Duration::from_secs(1)).await;
         if let Some(hub) = hub {
             hub.stop().await;
         }
         told?;
         report.load = process::load();
         report.passed = report.violations.is_empty();
-        Ok(report)
+        Ok((report, samples))
     }
-}
-
-impl Running {
-    async fn all(&mut self) -> Result<(), RunError> {
-        let before = self.cpu();
-        self.ramp().await?;
-        let linked = self.cpu();
-        match self.scenario.kind {
-            Kind::Connect | Kind::Steady => self.hold().await?,
-            other => return Err(RunError::Needs(other.as_str(), "more than this version has")),
-        }
-        let end = self.cpu();
-        self.tell_cpu(&before, &linked, &end);
-        let numbers = self.workers.numbers().await?;
-        self.tell(&numbers);
-        Ok(())
-    }
-
-    /// Links all nodes, or as many as patience allows.
-    async fn ramp(&mut self) -> Result<(), RunError> {
-        let (began, wanted) = (Instant::now(), u64::from(self.nodes));
-        self.workers.order(&Order::Ramp).await?;
-        loop {
-            self.workers.listen(Instant::now() + LOOK).await?;
-            let connected = self.workers.counts().connected;
-            self.progress.show("linked", connected, wanted);
-            if connected >= wanted || began.elapsed() > self.scenario.patience {
-                break;
-            }
-        }
-        let counts = self.workers.counts();
-        let report = &mut self.report;
-        report.ramp_s = began.elapsed().as_secs_f64();
-        (report.connected, report.failed) = (counts.connected, wanted.saturating_sub(counts.connected));
-        report.handshakes_per_s = counts.welcomed as f64 / report.ramp_s;
-        if report.failed > 0 {
-            report.violations.push(format!("{} of {wanted} nodes were not linked in time", report.failed));
-        }
-        Ok(())
-    }
-
-    /// Watches linked nodes: their heartbeats, and what they cost.
-    async fn hold(&mut self) -> Result<(), RunError> {
-        let connect = self.workers.numbers().await?;
-        self.tell_welcome(&connect);
-        self.workers.order(&Order::Forget).await?;
-        let (began, hold) = (Instant::now(), self.scenario.hold);
-        let before = self.cpu();
-        while began.elapsed() < hold {
-            self.workers.listen((began + hold).min(Instant::now() + LOOK)).await?;
-            self.progress.show("watched", began.elapsed().as_secs(), hold.as_secs());
-        }
-        let (held, after) = (began.elapsed(), self.cpu());
-        let numbers = self.workers.numbers().await?;
-        let heartbeats = merged(numbers.iter().map(|numbers| &numbers.heartbeat));
-        self.report.hold_s = held.as_secs_f64();
-        self.report.heartbeats = heartbeats.len();
-        (self.report.heartbeat_p50_us, self.report.heartbeat_p99_us) = quantiles(&heartbeats);
-        let used = |what: &str| -> Option<f64> {
-            let of = |all: &[Used]| -> Duration {
-                all.iter().filter(|used| used.what == what).map(|used| used.cpu).sum()
-            };
-            (!heartbeats.is_empty() && after.iter().any(|used| used.what == what))
-                .then(|| (of(&after) - of(&before)).as_secs_f64() * 1e6 / heartbeats.len() as f64)
-        };
-        self.report.hub_cpu_us_per_heartbeat = used("hub");
-        self.report.node_cpu_us_per_heartbeat = used("worker");
-        let lost = self.workers.counts().lost;
-        if lost > 0 {
-            self.report.violations.push(format!("{lost} links ended though nobody ended them"));
-        }
-        Ok(())
-    }
-
-    fn tell_welcome(&mut self, numbers: &[Numbers]) {
-        let welcome = merged(numbers.iter().map(|numbers| &numbers.welcome));
-        (self.report.welcome_p50_us, self.report.welcome_p99_us) = quantiles(&welcome);
-    }
-
-    fn tell(&mut self, numbers: &[Numbers]) {
-        let counts = self.workers.counts();
-        let linked = counts.connected as f64;
-        let workers: u64 = numbers.iter().map(|numbers| numbers.rss).sum();
-        let grown =
-            |now: u64, before: u64| Some((now as f64 - before as f64) / linked).filter(|_| linked > 0.0);
-        self.report.node_rss_bytes = grown(workers, self.workers.empty_rss());
-        let hub = self.hub.as_ref().and_then(|hub| process::rss(hub.pid()).ok());
-        self.report.hub_rss_bytes_per_node =
-            hub.zip(self.hub_rss).and_then(|(now, before)| grown(now, before));
-        self.report.failed_dials = counts.failed;
-        self.report.resumed = counts.resumed;
-        self.report.published = counts.published;
-        for (end, count) in numbers.iter().flat_map(|numbers| &numbers.ends) {
-            *self.report.ends.entry(end.clone()).or_default() += count;
-        }
-    }
-
-    /// CPU of every process that is watched, up to now.
-    fn cpu(&self) -> Vec<Used> {
-        let hub = self.hub.iter().map(|hub| ("hub", hub.pid()));
-        let workers = self.workers.pids().into_iter().map(|pid| ("worker", pid));
-        let watched = self.watch.iter().map(|pid| ("watched", *pid));
-        let all = hub.chain(workers).chain(watched);
-        all.map(|(what, pid)| Used { what, pid, cpu: process::cpu_time(pid).unwrap_or_default() }).collect()
-    }
-
-    fn tell_cpu(&mut self, before: &[Used], linked: &[Used], end: &[Used]) {
-        for now in end {
-            let at = |all: &[Used]| {
-                all.iter().find(|used| used.pid == now.pid).map_or(Duration::ZERO, |used| used.cpu)
-            };
-            self.report.cpu.push(Cpu {
-                what: now.what.to_owned(),
-                pid: now.pid,
-                ramp_s: at(linked).saturating_sub(at(before)).as_secs_f64(),
-                hold_s: now.cpu.saturating_sub(at(linked)).as_secs_f64(),
-                rss: process::rss(now.pid).unwrap_or(0),
-            });
-        }
-    }
-}
-
-/// What a process has used.
-#[derive(Debug, Clone, Copy)]
-struct Used {
-    what: &'static str,
-    pid: u32,
-    cpu: Duration,
 }
 
 /// A part's share of a number: (where it begins, how many).
@@ -281,10 +212,10 @@ fn plans(
     scenario: &Scenario,
     hubs: &[SocketAddr],
     kept: &Kept,
+    run: u64,
     (first, nodes): (u32, u32),
     processes: u32,
 ) -> Vec<Plan> {
-    let run = getrandom::u64().unwrap_or_else(|_no_randomness| broker::clock::wall_us());
     let plan = |index| {
         let (begin, nodes) = share(nodes, index, processes);
         Plan {

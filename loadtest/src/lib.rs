@@ -12,16 +12,24 @@
 //!
 //! It aims only at addresses that it was given, or at a hub that it started itself.
 
+pub mod check;
 pub mod crew;
 pub mod director;
 pub mod gate;
 pub mod hub;
+pub mod line;
+pub mod mark;
+pub mod nats;
 pub mod node;
 pub mod pki;
+pub mod plot;
 pub mod process;
 pub mod progress;
+pub mod publish;
 pub mod report;
 pub mod scenario;
+mod steps;
+mod traffic;
 pub mod wire;
 pub mod worker;
 pub mod workers;

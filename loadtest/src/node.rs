@@ -14,7 +14,7 @@ use std::{
 
 use broker::{
     Handle,
-    link::{self, Ended, Link, Progress, dial::Backoff},
+    link::{self, Ended, Link, LinkEnd, Progress, dial::Backoff},
 };
 use tokio::{
     sync::watch,
@@ -84,7 +84,10 @@ pub async fn run(crew: Arc<Crew>, place: u32) {
                 node.crew.tally.connected.fetch_add(1, Relaxed);
                 let ended = node.live(live).await;
                 node.crew.tally.connected.fetch_sub(1, Relaxed);
-                node.crew.tally.lost(&ended.end.to_string());
+                match ended.end {
+                    LinkEnd::Stopped => node.crew.tally.left(),
+                    ref end => node.crew.tally.lost(&end.to_string()),
+                }
                 ended.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX) + backoff.delay()
             }
             Err(no_link) => {
@@ -160,14 +163,25 @@ impl Node {
 
     /// Until the link ends. While its path is silent another is dialled; the newer one that is welcomed stays.
     async fn live(&mut self, mut live: Live) -> Ended {
+        let mut noticed = false;
+        let tally = Arc::clone(&self.crew.tally);
+        let notice = |ended: Ended, noticed: bool| {
+            if !noticed && ended.end != LinkEnd::Stopped {
+                tally.noticed();
+            }
+            ended
+        };
         loop {
             let suspect = tokio::select! {
                 biased;
-                ended = &mut live.running => return ended,
+                ended = &mut live.running => return notice(ended, noticed),
                 Ok(()) = live.progress.changed() => live.progress.borrow_and_update().suspect,
             };
             if !suspect {
                 continue;
+            }
+            if !std::mem::replace(&mut noticed, true) {
+                tally.noticed();
             }
             let other = async {
                 let pass = self.crew.gate.enter().await;
@@ -175,10 +189,11 @@ impl Node {
             };
             let replaced = tokio::select! {
                 biased;
-                ended = &mut live.running => return ended,
+                ended = &mut live.running => return notice(ended, noticed),
                 other = Box::pin(other) => other,
             };
             if let Ok(newer) = replaced {
+                noticed = false;
                 let older = std::mem::replace(&mut live, newer);
                 older.stop.cancel();
                 // It has to end by itself, or the core would keep its session.

@@ -27,8 +27,8 @@ pub enum Order {
         /// Of this worker's nodes.
         per_s: f64,
     },
-    /// From now on tell how long changes of State take that carry a time.
-    WatchState,
+    /// Answer every message from the hub with one to it, at topic `loadtest/ack`.
+    Answer,
     /// Forget the times that were measured so far.
     Forget,
     /// Say what was measured: [`News::Numbers`].
@@ -91,12 +91,18 @@ pub struct Counts {
     pub resumed: u64,
     /// Dials that came to nothing.
     pub failed: u64,
-    /// Links that ended.
+    /// Links that ended though nobody ended them.
     pub lost: u64,
+    /// Links that were lost or whose path fell silent, each once.
+    pub noticed: u64,
     /// Messages published.
     pub published: u64,
     /// Changes of State that arrived.
     pub changes: u64,
+    /// Messages from the hub that arrived.
+    pub downs: u64,
+    /// Of these, before one that was sent earlier, or again.
+    pub downs_disordered: u64,
 }
 
 impl Counts {
@@ -107,8 +113,11 @@ impl Counts {
         self.resumed += other.resumed;
         self.failed += other.failed;
         self.lost += other.lost;
+        self.noticed += other.noticed;
         self.published += other.published;
         self.changes += other.changes;
+        self.downs += other.downs;
+        self.downs_disordered += other.downs_disordered;
     }
 }
 
@@ -128,7 +137,9 @@ pub struct Numbers {
     /// From the writing of State at the hub to the node, microseconds.
     pub change: Times,
     /// Messages published by each node.
-    pub published: Vec<u64>,
+    pub published: Vec<u32>,
+    /// Wall time at which the last message from the hub arrived, microseconds.
+    pub last_down_us: u64,
     /// How links ended, and why dials came to nothing.
     pub ends: BTreeMap<String, u64>,
 }

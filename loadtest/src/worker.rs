@@ -12,6 +12,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use crate::{
     crew::Crew,
     node, process,
+    publish::Devices,
     wire::{News, Numbers, Order, Plan, Times},
 };
 
@@ -40,6 +41,9 @@ async fn work(plan: Plan, mut orders: mpsc::Receiver<Order>) -> Result<(), Strin
     let rss = process::rss(std::process::id()).unwrap_or(0);
     say(&News::Ready { rss });
     let mut ticks = clock::every(TICK);
+    let mut devices = Devices::new(crew.plan.nodes);
+    let (mut publishing, mut churn) = (None, 0.0);
+    let (answer, mut answers) = mpsc::channel(ORDERS_WAITING);
     loop {
         let order = tokio::select! {
             biased;
@@ -48,17 +52,26 @@ async fn work(plan: Plan, mut orders: mpsc::Receiver<Order>) -> Result<(), Strin
                 say(&News::Tick(crew.tally.counts()));
                 continue;
             }
+            Some(mark) = answers.recv() => {
+                devices.answer(&crew, mark).await.map_err(|stopped| stopped.to_string())?;
+                continue;
+            }
+            stopped = publish(&mut devices, &crew, publishing) => return Err(stopped),
+            () = let_go(&crew, churn) => continue,
         };
         match order {
+            Some(Order::Publish { per_s, size }) => publishing = (per_s > 0.0).then_some((per_s, size)),
+            Some(Order::Churn { per_s }) => churn = per_s,
+            Some(Order::Answer) => crew.tally.answer(answer.clone()),
             Some(Order::Ramp) => {
                 for place in 0..crew.plan.nodes {
                     nodes.spawn(node::run(Arc::clone(&crew), place));
                 }
             }
             Some(Order::Forget) => crew.tally.forget(),
-            Some(Order::Tell) => say(&News::Numbers(Box::new(numbers(&crew)))),
+            Some(Order::Tell) => say(&News::Numbers(Box::new(numbers(&crew, &devices)))),
             Some(Order::Stop) | None => break,
-            Some(other) => return Err(format!("not an order for now: {other:?}")),
+            Some(Order::Plan(_)) => return Err("one plan is enough".to_owned()),
         }
     }
     crew.stop.cancel();
@@ -67,7 +80,27 @@ async fn work(plan: Plan, mut orders: mpsc::Receiver<Order>) -> Result<(), Strin
     Ok(())
 }
 
-fn numbers(crew: &Crew) -> Numbers {
+/// Never returns but when the nodes are gone.
+async fn publish(devices: &mut Devices, crew: &Crew, publishing: Option<(f64, u32)>) -> String {
+    let Some((per_s, size)) = publishing else { return std::future::pending().await };
+    match devices.publish(crew, per_s, size).await {
+        Ok(()) => "publishing has ended".to_owned(),
+        Err(stopped) => stopped.to_string(),
+    }
+}
+
+/// Lets one node go, some time from now: so many in a second on average, at times that have no memory.
+async fn let_go(crew: &Crew, per_s: f64) {
+    if per_s <= 0.0 {
+        return std::future::pending().await;
+    }
+    let random = || getrandom::u64().unwrap_or(1) as f64 / u64::MAX as f64;
+    tokio::time::sleep(Duration::from_secs_f64(-random().max(1e-9).ln() / per_s)).await;
+    let any = (random() * crew.leashes.len() as f64) as usize;
+    crew.leashes[any.min(crew.leashes.len() - 1)].pull();
+}
+
+fn numbers(crew: &Crew, devices: &Devices) -> Numbers {
     let own = std::process::id();
     let cpu = process::cpu_time(own).unwrap_or_default();
     let times = |times: &std::sync::Mutex<_>| Times::of(&times.lock().expect("no panic under this lock"));
@@ -78,7 +111,8 @@ fn numbers(crew: &Crew) -> Numbers {
         welcome: times(&crew.tally.welcome),
         heartbeat: times(&crew.tally.heartbeat),
         change: times(&crew.tally.change),
-        published: Vec::new(),
+        published: devices.published(),
+        last_down_us: crew.tally.last_down_us(),
         ends: crew.tally.ends(),
     }
 }

@@ -40,6 +40,45 @@ fn steady_counts_every_heartbeat() {
 }
 
 #[test]
+fn telemetry_arrives_once_and_in_order() {
+    let line = passes(&["telemetry", "--nodes", "200", "--hold", "2s", "--set", "per_s=2"]);
+    assert_eq!((line["missing"].as_u64(), line["twice"].as_u64()), (Some(0), Some(0)));
+    assert!(line["published"].as_u64().unwrap() >= 400, "{line}");
+    assert_eq!(line["arrived"], line["published"]);
+    assert!(line["message_p99_us"].is_number(), "{line}");
+}
+
+#[test]
+fn a_change_reaches_every_node() {
+    let line = passes(&["fan-out", "--nodes", "200", "--set", "times=2"]);
+    assert!(line["change_p99_us"].is_number(), "{line}");
+}
+
+#[test]
+fn a_killed_hub_loses_nothing_and_everybody_comes_back() {
+    for (kind, down) in [("storm", "down=500ms"), ("rolling-restart", "down=0s")] {
+        let fast = ["--heartbeat", "1s", "--hold", "1s", "--set", "per_s=1"];
+        let line = passes(&[&[kind, "--nodes", "200", "--set", down], &fast[..]].concat());
+        assert_eq!(line["return_s"].as_array().unwrap().len(), 1, "{line}");
+        assert_eq!(line["arrived"], line["published"], "{line}");
+        assert!(line["resumed"].as_u64().unwrap() > 0, "tickets were used: {line}");
+    }
+}
+
+#[test]
+fn nodes_come_and_go() {
+    let line = passes(&["churn", "--nodes", "200", "--hold", "2s", "--set", "per_s=100"]);
+    assert!(line["resumed"].as_u64().unwrap() > 0, "{line}");
+}
+
+#[test]
+fn windows_beat_one_message_in_flight() {
+    let line = passes(&["downlink", "--set", "messages=2000"]);
+    let rate = |key: &str| line[key].as_f64().unwrap();
+    assert!(rate("windows_per_s") > 10.0 * rate("one_in_flight_per_s"), "{line}");
+}
+
+#[test]
 fn certificates_and_enrolments_serve_the_next_run() {
     let data = folder();
     let data = data.path().to_str().unwrap();
