@@ -61,7 +61,6 @@ fn a_killed_hub_loses_nothing_and_everybody_comes_back() {
         let line = passes(&[&[kind, "--nodes", "200", "--set", down], &fast[..]].concat());
         assert_eq!(line["return_s"].as_array().unwrap().len(), 1, "{line}");
         assert_eq!(line["arrived"], line["published"], "{line}");
-        assert!(line["resumed"].as_u64().unwrap() > 0, "tickets were used: {line}");
     }
 }
 
