@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead as _, IsTerminal as _, Write as _},
     net::{SocketAddr, ToSocketAddrs as _},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -119,7 +120,10 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
     ops::logging::init(&ops::config::Log { level: "error".into(), format: ops::config::LogFormat::Auto });
     // Removed at the end of the run.
     let own_folder = match cli.self_hosted && cli.data.is_none() {
-        true => tempfile::Builder::new().prefix("octobus-loadtest-").tempdir().ok(),
+        true => {
+            let private = std::fs::Permissions::from_mode(0o700);
+            tempfile::Builder::new().prefix("octobus-loadtest-").permissions(private).tempdir().ok()
+        }
         false => None,
     };
     let output = cli.output;
@@ -175,7 +179,9 @@ fn plan(cli: &Cli, own_folder: Option<&Path>) -> Result<Run, Usage> {
     let aim = match (cli.self_hosted, &cli.ca) {
         (true, _) => {
             let data = data.ok_or_else(|| Usage("no temporary folder; name one with --data".to_owned()))?;
-            std::fs::create_dir_all(data).map_err(|error| Usage(format!("{}: {error}", data.display())))?;
+            let mut folder = std::fs::DirBuilder::new();
+            let made = folder.recursive(true).mode(0o700).create(data);
+            made.map_err(|error| Usage(format!("{}: {error}", data.display())))?;
             let program = Program::new(cli.hub_binary.as_deref(), data, scenario.heartbeat, scenario.nodes);
             Aim::Own(program.map_err(|error| Usage(error.to_string()))?)
         }

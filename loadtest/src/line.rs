@@ -1,7 +1,7 @@
 //! A long line in this process: a UDP relay that hands every datagram on after half a round trip.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -44,28 +44,40 @@ async fn relay(front: Arc<UdpSocket>, to: SocketAddr, delay: Duration, tasks: Ta
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         let (length, from) = front.recv_from(&mut buffer).await?;
-        if !peers.contains_key(&from) {
-            let back = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
-            back.connect(to).await?;
-            let sender = delayed(Arc::clone(&back), None, &tasks);
-            let answers = delayed(Arc::clone(&front), Some(from), &tasks);
-            let stop = tasks.stopped();
-            tasks.spawn("long line back", async move {
-                let mut buffer = vec![0; DATAGRAM_MAX];
-                loop {
-                    let received = tokio::select! {
-                        () = stop.cancelled() => return,
-                        received = back.recv(&mut buffer) => received,
-                    };
-                    // Nobody listens there now: the datagram is lost, the line stays.
-                    let Ok(length) = received else { continue };
-                    drop(answers.try_send((Instant::now() + delay, buffer[..length].to_vec())));
-                }
-            });
-            peers.insert(from, sender);
-        }
-        drop(peers[&from].try_send((Instant::now() + delay, buffer[..length].to_vec())));
+        let sender = match peers.entry(from) {
+            Entry::Occupied(peer) => peer.into_mut(),
+            Entry::Vacant(new) => new.insert(connect(&front, from, to, delay, &tasks).await?),
+        };
+        drop(sender.try_send((Instant::now() + delay, buffer[..length].to_vec())));
     }
+}
+
+/// The line of one peer: where its datagrams go in. What the hub answers goes back to it.
+async fn connect(
+    front: &Arc<UdpSocket>,
+    from: SocketAddr,
+    to: SocketAddr,
+    delay: Duration,
+    tasks: &Tasks,
+) -> io::Result<mpsc::Sender<(Instant, Vec<u8>)>> {
+    let back = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
+    back.connect(to).await?;
+    let sender = delayed(Arc::clone(&back), None, tasks);
+    let answers = delayed(Arc::clone(front), Some(from), tasks);
+    let stop = tasks.stopped();
+    tasks.spawn("long line back", async move {
+        let mut buffer = vec![0; DATAGRAM_MAX];
+        loop {
+            let received = tokio::select! {
+                () = stop.cancelled() => return,
+                received = back.recv(&mut buffer) => received,
+            };
+            // Nobody listens there now: the datagram is lost, the line stays.
+            let Ok(length) = received else { continue };
+            drop(answers.try_send((Instant::now() + delay, buffer[..length].to_vec())));
+        }
+    });
+    Ok(sender)
 }
 
 /// Sends what comes in when its time has come.

@@ -1,6 +1,6 @@
 //! A simulated fleet measures what it says, aims where it was told, and checks what it did.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use octobus_tests::{
     octobus::{binary, folder},
@@ -75,6 +75,25 @@ fn windows_beat_one_message_in_flight() {
     let line = passes(&["downlink", "--set", "messages=2000"]);
     let rate = |key: &str| line[key].as_f64().unwrap();
     assert!(rate("windows_per_s") > 10.0 * rate("one_in_flight_per_s"), "{line}");
+}
+
+#[test]
+fn the_commands_of_the_documentation_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = fs::read_to_string(root.join("docs/loadtest.md")).unwrap();
+    let blocks = text.split("```sh\n").skip(1).filter_map(|block| block.split("```").next());
+    let commands: Vec<_> = blocks.flat_map(str::lines).collect();
+    assert!(commands.len() >= 4, "{commands:?}");
+    let here = folder();
+    for line in commands {
+        let mut command = Command::new(binary("loadtest"));
+        let args = line.strip_prefix("loadtest ").unwrap_or_else(|| panic!("not a loadtest: {line}"));
+        command.args(args.split_whitespace()).current_dir(here.path()).env_remove("RUST_LOG");
+        let ran = run_command(RUN, &mut command);
+        assert!(ran.status.success(), "{line}:\n{:?}\n{:?}", ran.stdout, ran.stderr);
+    }
+    let picture = fs::read_to_string(here.path().join("storm.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.matches("<polyline").count() == 5);
 }
 
 #[test]
