@@ -1,6 +1,6 @@
 //! What can be typed. The help texts teach: each command says what it is for and shows it.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -213,6 +213,15 @@ Examples:
 
 Exit code 0 if nothing fails (warnings do not count), else 1.")]
     Doctor(DoctorArgs),
+    /// Simulate a fleet: thousands of nodes, made of the agent's own code, link to a hub
+    ///
+    /// Runs the program `loadtest` that is installed beside this one; --help is its help.
+    #[command(disable_help_flag = true)]
+    Loadtest {
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:

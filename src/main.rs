@@ -8,6 +8,7 @@ mod dev;
 mod doctor;
 mod exit;
 mod get;
+mod loadtest;
 mod log;
 mod messages;
 mod output;
@@ -64,6 +65,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Top(args) => top::run(&args).await,
         Command::Ping(args) => ping::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,
+        Command::Loadtest { args } => Err(loadtest::run(&args)),
         Command::Completion { shell } => {
             let mut command = cli::command();
             let mut script = Vec::new();
