@@ -1,6 +1,6 @@
 //! A hub in one process: composition root.
 //!
-//! Start: open the authority, the store or the tier ([`engine`]), **bind every socket**, then start tasks: a port
+//! Start: open the authority, the store or the tier (`engine`), **bind every socket**, then start tasks: a port
 //! that is taken is an error of the start and never of a task. Stop, each with its share of the deadline:
 //!
 //! ```text

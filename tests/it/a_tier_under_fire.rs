@@ -60,6 +60,73 @@ fn nightly_three_replicas_on_three_servers_for_minutes() {
     under_fire(3, 100, Duration::from_secs(300));
 }
 
+#[test]
+fn buckets_and_streams_that_are_deleted_under_nodes_remove_nothing_from_them() {
+    let folder = folder();
+    let tier = Tier::new(folder.path(), 1, 1);
+    let hub = tier.hubs[0].start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dialled = tier.dialled();
+    let nodes: Vec<Node> = (0..8)
+        .map(|number| {
+            let name = format!("edge-{number}");
+            let token = create_token(&hub.admin(), &name);
+            let url = format!("https://{}", hub.endpoint("bootstrap"));
+            let data = folder.path().join(&name);
+            runtime.block_on(start_node(&name, url, token, &data, &dialled))
+        })
+        .collect();
+    let admin = hub.admin();
+    let admin = admin.to_str().unwrap();
+    let common = "obj/core/configmaps/ns/common";
+    for node in &nodes {
+        let _said =
+            octobus(&["want", "add", "--admin", admin, &node.name, common, &own_key(&node.name)]).ok();
+        let _said = octobus(&["put", "--admin", admin, "fleet", &own_key(&node.name), "own"]).ok();
+    }
+    let _said = octobus(&["put", "--admin", admin, "fleet", common, "before"]).ok();
+    let _said = octobus(&["barrier", "--admin", admin]).ok();
+    runtime.block_on(async {
+        let nats = connect(&tier).await;
+        for node in &nodes {
+            fleet_is_equal(&nats, node).await;
+        }
+        let (stop, published) = (Arc::<AtomicBool>::default(), Arc::clone(&nodes[0].published));
+        let publishing = runtime.spawn(publish(nodes[0].edge.handle().clone(), published, Arc::clone(&stop)));
+        let log = names::log_stream(names::shard(&nodes[0].name, SHARDS));
+        for stream in [Bucket::Fleet.stream(), Bucket::Sys.stream(), Bucket::Node.stream(), &log] {
+            let path = format!("STREAM.DELETE.{stream}");
+            let answer: serde_json::Value = nats.ask(&path, &serde_json::json!({})).await.unwrap();
+            assert_eq!(answer["success"], true, "{answer}");
+        }
+        // Nothing goes while all of it is put back.
+        let until = clock::now() + Duration::from_secs(8);
+        while clock::now() < until {
+            for node in &nodes {
+                let held: Vec<String> =
+                    fleet_of(node.edge.handle()).await.into_iter().map(|entry| entry.key).collect();
+                let has = |key: &str| held.iter().any(|held| held == key);
+                assert!(has(common) && has(&own_key(&node.name)), "{} holds {held:?}", node.name);
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        publishing.await.unwrap();
+    });
+    clock::wait_for("a change of State after it", CALM, || {
+        octobus(&["put", "--admin", admin, "fleet", common, "after"]).status.success().then_some(())
+    });
+    runtime.block_on(async {
+        let nats = connect(&tier).await;
+        for node in nodes {
+            arrived(&node).await;
+            fleet_is_equal(&nats, &node).await;
+            Box::pin(node.edge.stop(Duration::from_secs(10))).await;
+        }
+    });
+    hub.stop();
+}
+
 /// One node, and what it has done.
 struct Node {
     name: String,
@@ -137,15 +204,8 @@ fn under_fire(servers: usize, nodes: usize, time: Duration) {
     assert!(said.is_empty(), "{said:?}");
     // The last word of State reaches everybody.
     change_until_taken(&running, "obj/core/configmaps/ns/common", "the end");
-    let (list, password) = (tier.servers.list(), tier.servers.hub_user());
     runtime.block_on(async {
-        let access = Access {
-            servers: list.split(',').map(str::to_owned).collect(),
-            name: "test".to_owned(),
-            login: Some((password.0.to_owned(), password.1.to_owned())),
-            tls: Tls::default(),
-        };
-        let nats = Connection::open(&access, SHARDS).await.unwrap();
+        let nats = connect(&tier).await;
         for node in &nodes {
             once_in_order(&nats, node).await;
             retained_is_equal(&nats, node).await;
@@ -157,6 +217,17 @@ fn under_fire(servers: usize, nodes: usize, time: Duration) {
         }
     });
     running.into_iter().flatten().for_each(Running::stop);
+}
+
+async fn connect(tier: &Tier) -> Connection {
+    let (list, (user, password)) = (tier.servers.list(), tier.servers.hub_user());
+    let access = Access {
+        servers: list.split(',').map(str::to_owned).collect(),
+        name: "test".to_owned(),
+        login: Some((user.to_owned(), password.to_owned())),
+        tls: Tls::default(),
+    };
+    Connection::open(&access, SHARDS).await.unwrap()
 }
 
 fn own_key(node: &str) -> String {

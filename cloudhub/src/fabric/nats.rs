@@ -181,6 +181,7 @@ impl Tier {
         for (name, bucket) in [("mirror of sys", Bucket::Sys), ("mirror of fleet", Bucket::Fleet)] {
             spawn(name, Box::pin(self.mirror.clone().run(bucket, broker.clone())));
         }
+        spawn("watch of streams", Box::pin(self.mirror.clone().run_watch(broker.clone())));
         spawn("mirror of the down log", Box::pin(self.mirror.clone().run_downlog()));
         self.mirror.caught_up().await;
         patiently(async || self.claims.begin().await).await?;

@@ -2,7 +2,7 @@
 //! the tier sends nodes.
 //!
 //! Everything is told to the store ([`super::Feed`]), which shows it to the core; claims and leases are kept by
-//! [`Claims`](super::claims::Claims). No session is served before both buckets have been read once
+//! [`Claims`]. No session is served before both buckets have been read once
 //! ([`Mirror::caught_up`]).
 //!
 //! A bucket that is deleted under running hubs removes nothing: no tombstone is told, nodes keep what they have,
@@ -207,6 +207,34 @@ impl Mirror {
         }
     }
 
+    /// Looks for ever whether the streams that are not followed are still there: those of nodes' Logs and State. One
+    /// that was deleted is made anew; nodes send again what they keep, and a condition says it until this replica
+    /// ends.
+    pub async fn run_watch(self, broker: Handle) {
+        let shared = &*self.shared;
+        let followed = [Bucket::Sys.stream(), Bucket::Fleet.stream(), names::DOWNLOG];
+        loop {
+            tokio::time::sleep(WATCH_EVERY).await;
+            for config in setup::configs(&shared.layout) {
+                let name = config.name.clone();
+                let is_gone = !followed.contains(&&*name)
+                    && matches!(shared.connection.info(&name).await, Err(NatsError::Missing));
+                if !is_gone {
+                    continue;
+                }
+                tracing::error!(stream = %name, "a stream of the tier was deleted");
+                let message = format!(
+                    "stream {name} was deleted in NATS: it is made anew, and nodes send again what they keep; what \
+                     they do not is lost. Find out who deletes streams of account OCTOBUS"
+                );
+                condition(&broker, &name, Some(message)).await;
+                if let Err(error) = setup::ensure(&shared.connection, config).await {
+                    tracing::error!(stream = %name, %error, "the stream cannot be made anew; it is tried again");
+                }
+            }
+        }
+    }
+
     /// Follows what the tier sends nodes, for ever: what comes from now on. What stood there before is read for
     /// each node when it is adopted.
     pub async fn run_downlog(self) {
@@ -405,6 +433,8 @@ impl Shared {
     }
 }
 
+/// How often streams that are not followed are looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// Before a key is given up: a minute.
 const PUT_TRIES: usize = 120;
 const PUT_RETRY: Duration = Duration::from_millis(500);

@@ -230,7 +230,8 @@ fn check_existing(wanted: &Config, found: &Info) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn configs(layout: &Layout) -> Vec<Config> {
+/// Everything that is made, as it is made.
+pub fn configs(layout: &Layout) -> Vec<Config> {
     let mut configs: Vec<Config> = Bucket::ALL.iter().map(|bucket| of_bucket(*bucket, layout)).collect();
     configs.extend((0..layout.shards).map(|shard| of_logs(shard, layout)));
     configs.push(of_downlog(layout));
