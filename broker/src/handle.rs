@@ -2,13 +2,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Poll, Waker},
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
     core::event::{Command, Event, Output, Response, SessionId},
@@ -125,17 +127,23 @@ pub struct Outbox {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct OutboxShared {
-    queue: Mutex<VecDeque<Output>>,
-    ready: Notify,
+pub(crate) struct OutboxShared(Mutex<Outputs>);
+
+#[derive(Debug, Default)]
+struct Outputs {
+    queue: VecDeque<Output>,
+    /// Waits for an empty queue to have something.
+    receiver: Option<Waker>,
 }
 
 impl OutboxShared {
     /// Opens the queue for several outputs in a row. The receiver is told when this is dropped.
     pub(crate) fn fill(&self) -> Filling<'_> {
-        let queue = self.queue.lock().expect("no panic under this lock");
-        let was_empty = queue.is_empty();
-        Filling { queue: Some(queue), was_empty, ready: &self.ready }
+        Filling(Some(self.lock()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outputs> {
+        self.0.lock().expect("no panic under this lock")
     }
 
     #[cfg(test)]
@@ -146,23 +154,22 @@ impl OutboxShared {
 
 /// An outbox that the driver is filling.
 #[derive(Debug)]
-pub(crate) struct Filling<'a> {
-    queue: Option<MutexGuard<'a, VecDeque<Output>>>,
-    was_empty: bool,
-    ready: &'a Notify,
-}
+pub(crate) struct Filling<'a>(Option<MutexGuard<'a, Outputs>>);
 
 impl Filling<'_> {
     pub(crate) fn push(&mut self, output: Output) {
-        self.queue.as_mut().expect("held until dropped").push_back(output);
+        self.0.as_mut().expect("held until dropped").queue.push_back(output);
     }
 }
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        let filled = self.queue.take().is_some_and(|queue| !queue.is_empty());
-        if self.was_empty && filled {
-            self.ready.notify_one();
+        let receiver = self.0.take().and_then(|mut outputs| match outputs.queue.is_empty() {
+            true => None,
+            false => outputs.receiver.take(),
+        });
+        if let Some(receiver) = receiver {
+            receiver.wake();
         }
     }
 }
@@ -176,24 +183,34 @@ impl Outbox {
 
     /// Waits until there is something, then moves all of it into `into`. Cancel safe.
     pub async fn recv(&mut self, into: &mut VecDeque<Output>) {
-        loop {
-            if self.try_recv(into) {
-                return;
+        poll_fn(|cx| {
+            let mut outputs = self.shared.lock();
+            if outputs.give(into) {
+                return Poll::Ready(());
             }
-            self.shared.ready.notified().await;
-        }
+            if !outputs.receiver.as_ref().is_some_and(|receiver| receiver.will_wake(cx.waker())) {
+                outputs.receiver = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Moves what there is into `into`; false if there was nothing.
     pub fn try_recv(&mut self, into: &mut VecDeque<Output>) -> bool {
-        let mut queue = self.shared.queue.lock().expect("no panic under this lock");
-        if queue.is_empty() {
+        self.shared.lock().give(into)
+    }
+}
+
+impl Outputs {
+    fn give(&mut self, into: &mut VecDeque<Output>) -> bool {
+        if self.queue.is_empty() {
             return false;
         }
         if into.is_empty() {
-            std::mem::swap(&mut *queue, into)
+            std::mem::swap(&mut self.queue, into);
         } else {
-            into.append(&mut queue)
+            into.append(&mut self.queue);
         }
         true
     }

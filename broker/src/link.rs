@@ -10,8 +10,8 @@
 //! within a class; answers heartbeats, which never enter the core; and closes on anything malformed.
 //!
 //! # Invariants
-//! - An idle link has one stream, control, and with it two tasks more than the link's own: the stream of
-//!   any other class is opened by its first batch and finished after [`Params::lane_idle`].
+//! - An idle link has one stream, control, and one task: the stream of any other class is opened by its first
+//!   batch and finished after [`Params::lane_idle`], and has a task of its own for as long.
 //! - Classes share nothing but the connection: each has its own queue, writer, reader and flow-control
 //!   window, and the windows of all streams together are less than the connection's. So a peer that does not
 //!   read one class holds back that class alone.
@@ -21,6 +21,8 @@
 //! - A link ends when its control stream ends, so what was sent before an orderly close is still read.
 
 pub mod accept;
+mod classes;
+mod control;
 pub mod counters;
 mod delay;
 pub mod dial;
@@ -196,8 +198,8 @@ pub struct Link {
     pub counters: Arc<Counters>,
     /// Ends the link in an orderly way.
     pub stop: CancellationToken,
-    /// How far the link is; see [`Progress`].
-    pub progress: watch::Sender<Progress>,
+    /// Who wants to know how far the link is; see [`Progress`]. An acceptor's links are watched by nobody.
+    pub progress: Option<watch::Sender<Progress>>,
     /// Lists the link while it is up, and takes the peer's Streams.
     pub links: Arc<Links>,
 }

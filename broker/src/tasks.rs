@@ -39,14 +39,10 @@ impl Tasks {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let task = tokio::spawn(self.tracker.track_future(future));
-        drop(self.tracker.spawn(async move {
-            if let Err(error) = task.await
-                && error.is_panic()
-            {
-                tracing::error!(task = name, %error, "task panicked");
-            }
-        }));
+        drop(tokio::spawn(self.tracker.track_future(async move {
+            let _watch = Watch(name);
+            future.await;
+        })));
     }
 
     /// Asks every task to stop and waits for them until the deadline.
@@ -56,6 +52,17 @@ impl Tasks {
         match tokio::time::timeout(deadline, self.tracker.wait()).await {
             Ok(()) => Drained::Clean,
             Err(_elapsed) => Drained::Forced(self.tracker.len()),
+        }
+    }
+}
+
+/// Goes with its task, and says so if that panicked.
+struct Watch(&'static str);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(task = self.0, "task panicked");
         }
     }
 }

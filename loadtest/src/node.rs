@@ -137,7 +137,7 @@ impl Node {
             params: Arc::clone(&crew.params),
             counters: Arc::clone(&crew.counters),
             stop: stop.clone(),
-            progress: sender,
+            progress: Some(sender),
             links: Arc::clone(&crew.links),
         };
         let mut running: Pin<Box<dyn Future<Output = Ended> + Send>> = Box::pin(link::run(transport, link));

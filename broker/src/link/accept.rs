@@ -15,12 +15,12 @@ use std::{
 
 use codec::proto::{self, control::Message};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 
 use super::{
-    CloseCode, Counters, LaneSender as _, Link, Links, Params, Progress, Transport, control_record,
+    CloseCode, Counters, LaneSender as _, Link, Links, Params, Transport, control_record,
     identity::PeerCertificate,
 };
 use crate::{handle::Handle, tasks::Tasks};
@@ -143,14 +143,15 @@ impl Acceptor {
                 attempt.refuse();
                 continue;
             };
-            let (acceptor, authorize) = (self.clone(), authorize.clone());
-            self.tasks.spawn("link", async move {
-                // Boxed: the handshake's state would otherwise live as long as the link.
-                let admitted = Box::pin(acceptor.admit(attempt, slot, patience, authorize)).await;
-                if let Some((transport, link)) = admitted {
-                    Box::pin(super::run(transport, link)).await;
+            let (acceptor, authorize, tasks) = (self.clone(), authorize.clone(), self.tasks.clone());
+            // Tasks of their own: the handshake's state would otherwise live as long as the link.
+            self.tasks.spawn("handshake", async move {
+                if let Some((transport, link)) = acceptor.admit(attempt, slot, patience, authorize).await {
+                    tasks.spawn("link", async move {
+                        super::run(transport, link).await;
+                        drop(place);
+                    });
                 }
-                drop(place);
             });
         }
         // The links' own orderly ends come first: they share the port.
@@ -200,7 +201,7 @@ impl Acceptor {
             params: self.params,
             counters: self.counters,
             stop: self.tasks.stopped(),
-            progress: watch::Sender::new(Progress::default()),
+            progress: None,
             links: self.links,
         };
         Some((transport, link))

@@ -453,7 +453,7 @@ async fn attempt_link(
         params: dialler.params,
         counters: dialler.counters,
         stop,
-        progress,
+        progress: Some(progress),
         links: dialler.links,
     };
     let telling = async {

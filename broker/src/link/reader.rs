@@ -6,7 +6,10 @@
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
+    pin::Pin,
     sync::{Arc, Mutex, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use codec::{
     proto::{self, control::Message},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
+    io::{AsyncRead, AsyncReadExt as _, ReadBuf},
     sync::Notify,
 };
 
@@ -40,31 +43,40 @@ const CHUNK: usize = 16 << 10;
 /// Largest control record: a decoded message may be some times its wire size.
 const CONTROL_MAX: usize = 256 << 10;
 
-/// Reads the control lane until the peer finishes it.
-pub(super) async fn read_control<R>(mut lane: R, shared: Arc<Shared>) -> Result<(), ReadEnd>
+/// What a batch of the control lane holds.
+#[derive(Debug)]
+pub(super) struct Control {
+    /// Heartbeats, at most [`PULSES_MAX`]: a peer that floods loses the rest.
+    pub(super) pulses: Vec<Pulsed>,
+    /// What the core gets.
+    pub(super) records: Vec<Record>,
+    /// For the broker's budget.
+    pub(super) bytes: usize,
+}
+
+/// Heartbeats of one batch that are looked at.
+const PULSES_MAX: usize = 8;
+
+/// Reads the batch that has begun on the control lane, and takes out what is the link's own.
+pub(super) async fn read_control<R>(lane: &mut R, begun: Begun, shared: &Shared) -> Result<Control, ReadEnd>
 where
     R: AsyncRead + Unpin,
 {
-    while let Some(batch) = next_batch(&mut lane).await? {
-        let class = count_and_check(&batch, &shared)?;
-        if class.is_some_and(|class| class != Class::Control) {
-            return Err(ReadEnd::Protocol("a batch of another class on the control stream".into()));
-        }
-        let mut records = Vec::with_capacity(batch.records.len());
-        for record in batch.records {
-            if record.header.kind != Kind::CONTROL || !intercept(&record, &shared).await? {
-                records.push(record);
-            }
-        }
-        if !records.is_empty() {
-            shared.handing.store(true, Relaxed);
-            let handed = hand(records, batch.prefix.raw_len(), &shared).await;
-            shared.handing.store(false, Relaxed);
-            shared.note_received();
-            handed?;
+    let batch = rest_of_batch(lane, begun).await?;
+    let class = count_and_check(&batch, shared)?;
+    if class.is_some_and(|class| class != Class::Control) {
+        return Err(ReadEnd::Protocol("a batch of another class on the control stream".into()));
+    }
+    let bytes = batch.prefix.raw_len();
+    let mut control = Control { pulses: Vec::new(), records: Vec::new(), bytes };
+    for record in batch.records {
+        match intercept(&record, shared)? {
+            Some(pulse) if control.pulses.len() < PULSES_MAX => control.pulses.push(pulse),
+            Some(_) => {}
+            None => control.records.push(record),
         }
     }
-    Ok(())
+    Ok(control)
 }
 
 /// Reads the lane of one class until the peer finishes it.
@@ -100,13 +112,43 @@ struct Batch {
     records: Vec<Record>,
 }
 
+/// The first bytes of a batch.
+#[derive(Debug)]
+pub(super) struct Begun {
+    raw: [u8; Prefix::LEN],
+    have: usize,
+}
+
+impl Begun {
+    /// Waits for a batch to begin; `None` at the end of the lane. Keeps nothing while it waits.
+    pub(super) fn poll<R: AsyncRead + Unpin>(
+        lane: &mut R,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Self>, ReadEnd>> {
+        let mut raw = [0; Prefix::LEN];
+        let mut buffer = ReadBuf::new(&mut raw);
+        let read = ready!(Pin::new(lane).poll_read(cx, &mut buffer));
+        let have = buffer.filled().len();
+        Poll::Ready(match read {
+            Ok(()) if have == 0 => Ok(None),
+            Ok(()) => Ok(Some(Self { raw, have })),
+            Err(_lost) => Err(ReadEnd::Broken),
+        })
+    }
+}
+
 /// The next batch of a lane, `None` at its end.
 async fn next_batch<R: AsyncRead + Unpin>(lane: &mut R) -> Result<Option<Batch>, ReadEnd> {
-    let mut raw = [0; Prefix::LEN];
-    let mut have = 0;
+    match poll_fn(|cx| Begun::poll(lane, cx)).await? {
+        Some(begun) => rest_of_batch(lane, begun).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+async fn rest_of_batch<R: AsyncRead + Unpin>(lane: &mut R, begun: Begun) -> Result<Batch, ReadEnd> {
+    let Begun { mut raw, mut have } = begun;
     while have < raw.len() {
         match lane.read(&mut raw[have..]).await {
-            Ok(0) if have == 0 => return Ok(None),
             Ok(0) => return Err(ReadEnd::Protocol("a stream ended inside a batch".into())),
             Ok(n) => have += n,
             Err(_lost) => return Err(ReadEnd::Broken),
@@ -116,7 +158,7 @@ async fn next_batch<R: AsyncRead + Unpin>(lane: &mut R) -> Result<Option<Batch>,
     let prefix = Prefix::decode(&raw).map_err(malformed)?;
     let wire = read_wire(lane, prefix.wire_len()).await?;
     let records = batch::decode(&prefix, wire.freeze()).map_err(malformed)?;
-    Ok(Some(Batch { prefix, records }))
+    Ok(Batch { prefix, records })
 }
 
 async fn read_wire<R: AsyncRead + Unpin>(lane: &mut R, len: usize) -> Result<BytesMut, ReadEnd> {
@@ -154,28 +196,28 @@ fn count_and_check(batch: &Batch, shared: &Shared) -> Result<Option<Class>, Read
     Ok(Some(class))
 }
 
-async fn hand(records: Vec<Record>, bytes: usize, shared: &Shared) -> Result<(), ReadEnd> {
+/// Gives records to the core, which may make the peer wait.
+pub(super) async fn hand(records: Vec<Record>, bytes: usize, shared: &Shared) -> Result<(), ReadEnd> {
     let event = Event::LinkReceived { session: shared.session, records };
     shared.broker.send(event, bytes).await.map_err(|_stopped| ReadEnd::Stopped)
 }
 
-/// Takes out what is the link's own. True: the core does not get it.
-async fn intercept(record: &Record, shared: &Shared) -> Result<bool, ReadEnd> {
+/// Looks at what is the link's own. Some: a heartbeat, which the core does not get.
+fn intercept(record: &Record, shared: &Shared) -> Result<Option<Pulsed>, ReadEnd> {
+    if record.header.kind != Kind::CONTROL {
+        return Ok(None);
+    }
     if record.body.len() > CONTROL_MAX {
         return Err(ReadEnd::Protocol(format!("a control record of {} bytes", record.body.len())));
     }
     let control: proto::Control = codec::decode(record.body.clone())
         .map_err(|error| ReadEnd::Protocol(format!("control record: {error}")))?;
     match control.message {
-        Some(Message::Heartbeat(heartbeat)) => {
-            return pulse(Pulsed::Asked { nonce: heartbeat.nonce }, shared).await;
-        }
+        Some(Message::Heartbeat(heartbeat)) => return Ok(Some(Pulsed::Asked { nonce: heartbeat.nonce })),
         Some(Message::HeartbeatAck(ack)) => {
-            return pulse(Pulsed::Answered { nonce: ack.nonce, peer_time_us: ack.time_us }, shared).await;
+            return Ok(Some(Pulsed::Answered { nonce: ack.nonce, peer_time_us: ack.time_us }));
         }
-        Some(Message::Welcome(_)) => {
-            shared.progress.send_modify(|progress| progress.welcomed = true);
-        }
+        Some(Message::Welcome(_)) => shared.note_welcome(),
         Some(Message::Refusal(refusal)) => shared.note_refusal(refusal),
         Some(Message::Drain(drain)) => {
             shared.note_retry_after(Duration::from_millis(u64::from(drain.retry_after_ms)));
@@ -183,12 +225,7 @@ async fn intercept(record: &Record, shared: &Shared) -> Result<bool, ReadEnd> {
         Some(Message::Hello(_)) => shared.greeted.store(true, Relaxed),
         Some(Message::Ack(_) | Message::Presence(_) | Message::Fence(_) | Message::Forwards(_)) | None => {}
     }
-    Ok(false)
-}
-
-async fn pulse(pulsed: Pulsed, shared: &Shared) -> Result<bool, ReadEnd> {
-    // A closed channel: the link has ended.
-    shared.pulses.send(pulsed).await.map(|()| true).map_err(|_closed| ReadEnd::Broken)
+    Ok(None)
 }
 
 /// Keeps the order of a class over two lanes: a lane that succeeds another of its class may be read while

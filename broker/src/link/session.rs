@@ -1,11 +1,17 @@
 //! One link from its control stream's opening to its end.
+//!
+//! A link at rest is one task and one timer: its control lane is part of it ([`control`](super::control)), and what
+//! other classes need ([`classes`](super::classes)) is made when the first of them opens and goes with the last.
 
 use std::{
     collections::VecDeque,
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    task::{Poll, ready},
     time::Duration,
 };
 
@@ -14,17 +20,18 @@ use codec::{
     proto::{self, control::Message},
 };
 use tokio::{
-    sync::{mpsc, watch},
-    task::{JoinError, JoinSet},
+    task::JoinError,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
-    Broken, CloseCode, Closed, Counters, Ended, Link, LinkEnd, Progress, Transport, control_record,
+    Broken, CloseCode, Closed, Counters, Ended, Link, LinkEnd, Progress, Transport,
+    classes::{self, Classes, Done},
+    control::{ControlLane, News},
+    control_record,
     heartbeat::{Activity, Beat, Pulse},
-    reader::{self, ReadEnd, Turns},
-    stream::{self, StreamCode},
-    writer::{self, Queue},
+    reader::ReadEnd,
+    stream::ByteStream,
 };
 use crate::{
     clock,
@@ -38,59 +45,65 @@ use crate::{
 /// and says [`Event::LinkClosed`]. Not cancel safe: a dropped call leaves the broker's session open. To end
 /// a link early, use [`Link::stop`].
 pub async fn run<T: Transport>(transport: T, link: Link) -> Ended {
-    let opened = timeout(link.params.handshake, transport.control(link.dialler)).await;
+    // Boxed, here and below, what is no part of a link at rest: all links would be as large as their rarest state.
+    let opened = Box::pin(timeout(link.params.handshake, transport.control(link.dialler))).await;
     let Ok(Ok(control)) = opened else {
         let end = match opened {
             Err(_elapsed) => LinkEnd::Lost("the control stream was not opened in time".into()),
-            Ok(_) => lost(transport.closed().await),
+            Ok(_) => lost(Box::pin(transport.closed()).await),
         };
-        return finish(&transport, &link, end, &Farewell::default());
+        return finish(&transport, &link, end, None);
     };
     let (session, outbox) = link.broker.open_session();
     let open = LinkOpen { session, peer: link.peer.clone(), dialler: link.dialler };
-    if link.broker.send(Event::LinkOpened(open), 0).await.is_err() {
-        return finish(&transport, &link, LinkEnd::Internal, &Farewell::default());
+    if Box::pin(link.broker.send(Event::LinkOpened(open), 0)).await.is_err() {
+        return finish(&transport, &link, LinkEnd::Internal, None);
     }
     let _listed = link.links.enter(session, link.peer.clone(), transport.clone());
     link.counters.up.fetch_add(1, Relaxed);
-    let mut running = Running::start(&transport, &link, session, control);
+    let mut running = Running::new(&transport, &link, session, control);
     let end = running.until_end(outbox).await;
-    let farewell = running.shared.farewell.lock().expect("no panic under this lock").clone();
+    let shared = Arc::clone(&running.shared);
+    drop(running);
     link.counters.up.fetch_sub(1, Relaxed);
     // The broker has stopped: then it needs no telling.
-    drop(link.broker.send(Event::LinkClosed { session }, 0).await);
-    finish(&transport, &link, end, &farewell)
+    drop(Box::pin(link.broker.send(Event::LinkClosed { session }, 0)).await);
+    finish(&transport, &link, end, Some(&shared))
 }
 
-fn finish<T: Transport>(transport: &T, link: &Link, end: LinkEnd, farewell: &Farewell) -> Ended {
+fn finish<T: Transport>(transport: &T, link: &Link, end: LinkEnd, shared: Option<&Shared>) -> Ended {
     transport.close(end.code(), &end.to_string());
     link.counters.count_end(end.as_str());
-    tracing::info!(peer = %link.peer.name, dialler = link.dialler, %end, "link closed");
-    Ended {
-        end,
-        refusal: farewell.refusal.clone(),
-        retry_after: farewell.retry_after,
-        welcomed: link.progress.borrow().welcomed,
+    if link.dialler {
+        tracing::info!(peer = %link.peer.name, %end, "link closed");
+    } else {
+        // Of a hub all may end at once: they are counted, and told to who asks.
+        tracing::debug!(peer = %link.peer.name, %end, "link closed");
     }
+    let farewell = shared.and_then(|shared| shared.farewell.lock().expect("no panic under this lock").take());
+    let Farewell { refusal, retry_after } = farewell.map(|farewell| *farewell).unwrap_or_default();
+    let welcomed = shared.is_some_and(|shared| shared.welcomed.load(Relaxed));
+    Ended { end, refusal, retry_after, welcomed }
 }
 
-/// What a link's tasks share.
+/// What a link and the tasks of its classes share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) broker: Handle,
     pub(super) session: SessionId,
     pub(super) counters: Arc<Counters>,
-    pub(super) progress: watch::Sender<Progress>,
-    pub(super) pulses: mpsc::Sender<Pulsed>,
+    progress: Option<tokio::sync::watch::Sender<Progress>>,
     /// The peer has said Hello.
     pub(super) greeted: AtomicBool,
-    /// The control reader waits for the broker: silence is ours, not the peer's.
+    /// The control lane waits for the broker: silence is ours, not the peer's.
     pub(super) handing: AtomicBool,
+    /// The peer has said Welcome.
+    welcomed: AtomicBool,
     started: Instant,
     /// Milliseconds after `started`.
     sent_ms: AtomicU64,
     received_ms: AtomicU64,
-    farewell: Mutex<Farewell>,
+    farewell: Mutex<Option<Box<Farewell>>>,
 }
 
 /// A heartbeat record that came.
@@ -116,8 +129,23 @@ impl Shared {
         self.received_ms.store(self.elapsed_ms(), Relaxed);
     }
 
+    pub(super) fn note_welcome(&self) {
+        self.welcomed.store(true, Relaxed);
+        if let Some(progress) = &self.progress {
+            progress.send_modify(|progress| progress.welcomed = true);
+        }
+    }
+
+    fn note_suspect(&self, suspect: bool) {
+        if let Some(progress) = &self.progress {
+            progress
+                .send_if_modified(|progress| std::mem::replace(&mut progress.suspect, suspect) != suspect);
+        }
+    }
+
     pub(super) fn note_refusal(&self, refusal: proto::Refusal) {
         let mut farewell = self.farewell.lock().expect("no panic under this lock");
+        let farewell = farewell.get_or_insert_default();
         if refusal.retry_after_ms > 0 {
             farewell.retry_after = Some(Duration::from_millis(u64::from(refusal.retry_after_ms)));
         }
@@ -125,7 +153,8 @@ impl Shared {
     }
 
     pub(super) fn note_retry_after(&self, after: Duration) {
-        self.farewell.lock().expect("no panic under this lock").retry_after = Some(after);
+        let mut farewell = self.farewell.lock().expect("no panic under this lock");
+        farewell.get_or_insert_default().retry_after = Some(after);
     }
 
     fn activity(&self) -> Activity {
@@ -141,121 +170,103 @@ impl Shared {
     }
 }
 
-/// How one of the link's tasks ended.
-#[derive(Debug)]
-enum Done {
-    Control(Result<(), ReadEnd>),
-    Class(Result<(), ReadEnd>),
-    Writer(Class, Result<(), Broken>),
-    Stream,
-}
-
 /// A link that is up.
-struct Running<'a, T> {
+struct Running<'a, T: Transport> {
     transport: &'a T,
     link: &'a Link,
     shared: Arc<Shared>,
-    /// Readers, writers and echoes. Dropped with the link, which aborts them.
-    tasks: JoinSet<Done>,
-    lanes: [Lane; Class::ALL.len()],
-    turns: Arc<Turns>,
+    control: ControlLane<T>,
+    /// While a class has a lane, or a Stream is open.
+    classes: Option<Box<Classes>>,
     pulse: Pulse,
-    pulses: mpsc::Receiver<Pulsed>,
-    readers: usize,
-    streams: usize,
     accepting: bool,
 }
 
-#[derive(Debug, Default)]
-struct Lane {
-    queue: Arc<Queue>,
-    open: bool,
-}
-
 impl<'a, T: Transport> Running<'a, T> {
-    fn start(
-        transport: &'a T,
-        link: &'a Link,
-        session: SessionId,
-        (sender, receiver): (T::Sender, T::Receiver),
-    ) -> Self {
-        let (pulse_sender, pulses) = mpsc::channel(PULSES_WAITING);
+    fn new(transport: &'a T, link: &'a Link, session: SessionId, control: (T::Sender, T::Receiver)) -> Self {
         let shared = Arc::new(Shared {
             broker: link.broker.clone(),
             session,
             counters: Arc::clone(&link.counters),
             progress: link.progress.clone(),
-            pulses: pulse_sender,
             greeted: AtomicBool::new(false),
             handing: AtomicBool::new(false),
+            welcomed: AtomicBool::new(false),
             started: Instant::now(),
             sent_ms: AtomicU64::new(0),
             received_ms: AtomicU64::new(0),
             farewell: Mutex::default(),
         });
-        let mut running = Self {
+        Self {
             transport,
             link,
-            shared: Arc::clone(&shared),
-            tasks: JoinSet::new(),
-            lanes: Default::default(),
-            turns: Arc::default(),
+            shared,
+            control: ControlLane::new(control),
+            classes: None,
             pulse: Pulse::new(link.params.heartbeat, link.dialler),
-            pulses,
-            readers: 0,
-            streams: 0,
             accepting: true,
-        };
-        running.lanes[Class::Control as usize].open = true;
-        let queue = Arc::clone(&running.lanes[Class::Control as usize].queue);
-        let writing = writer::write_lane(sender, Class::Control, queue, Arc::clone(&shared), None);
-        running.tasks.spawn(async move { Done::Writer(Class::Control, writing.await) });
-        running.tasks.spawn(async move { Done::Control(reader::read_control(receiver, shared).await) });
-        running
+        }
     }
 
     async fn until_end(&mut self, mut outbox: Outbox) -> LinkEnd {
+        let (transport, link) = (self.transport, self.link);
+        let hello_by = self.shared.started + link.params.handshake;
         let mut outputs = VecDeque::new();
-        let mut wake_at = self.beat();
-        let hello_by = self.shared.started + self.link.params.handshake;
+        let mut stopped = pin!(link.stop.cancelled());
+        let mut lane = pin!(transport.accept());
+        let mut stream = pin!(transport.accept_stream());
+        let mut timer = pin!(sleep_until(self.shared.started));
         loop {
-            let stranger = !self.link.dialler && !self.shared.greeted.load(Relaxed);
             tokio::select! {
                 biased; // stop, then what ends or delays the link, then data, then time
-                () = self.link.stop.cancelled() => {
+                () = &mut stopped => {
                     if outbox.try_recv(&mut outputs) {
                         outputs.drain(..).for_each(|output| self.send(output));
                     }
-                    self.drain().await;
+                    Box::pin(self.drain()).await;
                     return LinkEnd::Stopped;
                 }
-                Some(done) = self.tasks.join_next() => {
-                    if let Some(end) = self.on_done(done).await { return end }
+                done = poll_fn(|cx| classes::poll_next_done(&mut self.classes, cx)) => {
+                    if let Some(end) = self.on_done(done) { return end }
                 }
-                Some(pulsed) = self.pulses.recv() => self.on_pulsed(pulsed),
+                news = poll_fn(|cx| self.control.poll(&self.shared, cx)) => match news {
+                    News::Pulses(pulses) => pulses.into_iter().for_each(|pulsed| self.on_pulsed(pulsed)),
+                    News::ReadEnded(how) => return Box::pin(self.on_control_ended(how)).await,
+                },
                 () = outbox.recv(&mut outputs) => {
-                    for output in outputs.drain(..) {
+                    while let Some(output) = outputs.pop_front() {
                         if let Output::Close(reason) = output {
-                            self.drain().await;
+                            Box::pin(self.drain()).await;
                             return LinkEnd::Closed(reason);
                         }
                         self.send(output);
                     }
+                    // A burst must not leave its high-water mark with an idle link.
+                    outputs = VecDeque::new();
                 }
-                lane = self.transport.accept(), if self.accepting => self.on_lane(lane),
-                stream = self.transport.accept_stream(), if self.accepting => self.on_stream(stream),
-                () = sleep_until(hello_by), if stranger => {
-                    // The reader may have seen it since this wait began.
-                    if !self.shared.greeted.load(Relaxed) {
+                accepted = &mut lane, if self.accepting => {
+                    lane.set(transport.accept());
+                    self.on_lane(accepted);
+                }
+                accepted = &mut stream, if self.accepting => {
+                    stream.set(transport.accept_stream());
+                    self.on_stream(accepted);
+                }
+                () = &mut timer => {
+                    let now = Instant::now();
+                    if !link.dialler && now >= hello_by && !self.shared.greeted.load(Relaxed) {
                         return LinkEnd::Protocol("no hello in time".into());
                     }
                 }
-                () = sleep_until(wake_at) => {}
             }
-            wake_at = match self.beat_or_silent() {
-                Some(wake_at) => wake_at,
-                None => return LinkEnd::PeerSilent,
-            };
+            let Some(mut wake_at) = self.beat_or_silent() else { return LinkEnd::PeerSilent };
+            if !link.dialler && !self.shared.greeted.load(Relaxed) {
+                wake_at = wake_at.min(hello_by.max(Instant::now() + TICK));
+            }
+            // Mostly it moves away: then it is set when it has gone off.
+            if timer.is_elapsed() || wake_at < timer.deadline() {
+                timer.as_mut().reset(wake_at);
+            }
         }
     }
 
@@ -272,57 +283,33 @@ impl<'a, T: Transport> Running<'a, T> {
         if records.is_empty() {
             return;
         }
-        self.lanes[class as usize].queue.push(records, cost);
-        self.open_lane(class);
-    }
-
-    fn open_lane(&mut self, class: Class) {
-        let lane = &mut self.lanes[class as usize];
-        if lane.open {
-            return;
+        if class == Class::Control {
+            self.control.push(records, cost);
+        } else {
+            let (transport, shared, idle) = (self.transport, &self.shared, self.link.params.lane_idle);
+            self.classes.get_or_insert_default().send(class, records, cost, transport, shared, idle);
         }
-        lane.open = true;
-        let (queue, shared) = (Arc::clone(&lane.queue), Arc::clone(&self.shared));
-        let (transport, idle) = (self.transport.clone(), self.link.params.lane_idle);
-        self.tasks.spawn(async move {
-            let wrote = match transport.open(class).await {
-                Ok(sender) => writer::write_lane(sender, class, queue, shared, Some(idle)).await,
-                Err(Broken) => Err(Broken),
-            };
-            Done::Writer(class, wrote)
-        });
     }
 
     fn on_lane(&mut self, lane: Result<T::Receiver, Broken>) {
         let Ok(lane) = lane else {
-            // The control reader will see it too, after the last byte that arrived.
+            // The control lane will see it too, after the last byte that arrived.
             self.accepting = false;
             return;
         };
-        self.readers += 1;
-        let (shared, turn) = (Arc::clone(&self.shared), self.turns.enter());
-        self.tasks.spawn(async move { Done::Class(reader::read_class(lane, shared, turn).await) });
+        self.classes.get_or_insert_default().read(lane, &self.shared);
     }
 
-    fn on_stream(&mut self, accepted: Result<stream::ByteStream, Broken>) {
+    fn on_stream(&mut self, accepted: Result<ByteStream, Broken>) {
         let Ok(accepted) = accepted else {
             self.accepting = false;
             return;
         };
-        if self.streams >= STREAMS_SERVED_MAX {
-            return accepted.reset(StreamCode::BUSY);
-        }
-        self.streams += 1;
-        let (peer, links) = (self.link.peer.clone(), Arc::clone(&self.link.links));
-        let patience = self.link.params.handshake;
-        self.tasks.spawn(async move {
-            stream::serve(accepted, peer, &links, patience).await;
-            Done::Stream
-        });
+        self.classes.get_or_insert_default().serve(accepted, self.link);
     }
 
     /// Some: the link ends.
-    async fn on_done(&mut self, done: Result<Done, JoinError>) -> Option<LinkEnd> {
+    fn on_done(&mut self, done: Result<Done, JoinError>) -> Option<LinkEnd> {
         let done = match done {
             Ok(done) => done,
             Err(error) => {
@@ -330,43 +317,44 @@ impl<'a, T: Transport> Running<'a, T> {
                 return Some(LinkEnd::Internal);
             }
         };
+        let classes = self.classes.as_mut().expect("its task has ended");
         match done {
-            Done::Control(Ok(())) => {
+            Done::Reader(how) => {
+                classes.reader_ended();
+                match how {
+                    Ok(()) | Err(ReadEnd::Broken) => {}
+                    Err(ReadEnd::Protocol(what)) => return Some(LinkEnd::Protocol(what)),
+                    Err(ReadEnd::Stopped) => return Some(LinkEnd::Internal),
+                }
+            }
+            Done::Writer(class, wrote) => {
+                let idle = self.link.params.lane_idle;
+                classes.writer_ended(class, wrote, self.transport, &self.shared, idle);
+            }
+            Done::Stream => classes.stream_ended(),
+        }
+        if classes.are_at_rest() {
+            self.classes = None;
+        }
+        None
+    }
+
+    async fn on_control_ended(&mut self, how: Result<(), ReadEnd>) -> LinkEnd {
+        match how {
+            Ok(()) => {
                 self.read_rest().await;
                 let closed = timeout(self.link.params.drain, self.transport.closed()).await;
                 let unsaid =
                     || LinkEnd::PeerClosed { code: CloseCode::DONE, reason: "no reason given".into() };
-                Some(closed.map_or_else(|_elapsed| unsaid(), lost))
+                closed.map_or_else(|_elapsed| unsaid(), lost)
             }
-            Done::Control(Err(ReadEnd::Broken)) => {
+            Err(ReadEnd::Broken) => {
                 let closed = timeout(self.link.params.drain, self.transport.closed()).await;
                 self.read_rest().await;
-                Some(closed.map_or_else(|_reset| LinkEnd::Protocol("control stream reset".into()), lost))
+                closed.map_or_else(|_reset| LinkEnd::Protocol("control stream reset".into()), lost)
             }
-            Done::Control(Err(ReadEnd::Protocol(what))) | Done::Class(Err(ReadEnd::Protocol(what))) => {
-                Some(LinkEnd::Protocol(what))
-            }
-            Done::Control(Err(ReadEnd::Stopped)) | Done::Class(Err(ReadEnd::Stopped)) => {
-                Some(LinkEnd::Internal)
-            }
-            Done::Class(Ok(()) | Err(ReadEnd::Broken)) => {
-                self.readers -= 1;
-                None
-            }
-            Done::Writer(class, Ok(())) => {
-                self.lanes[class as usize].open = false;
-                if !self.lanes[class as usize].queue.is_empty() {
-                    self.open_lane(class);
-                }
-                None
-            }
-            // The lane stays "open": what its queue holds can no longer be sent in order. A lost connection
-            // shows at the control reader; a peer that refuses one class fills the core's bound for it.
-            Done::Writer(_, Err(Broken)) => None,
-            Done::Stream => {
-                self.streams -= 1;
-                None
-            }
+            Err(ReadEnd::Protocol(what)) => LinkEnd::Protocol(what),
+            Err(ReadEnd::Stopped) => LinkEnd::Internal,
         }
     }
 
@@ -385,13 +373,9 @@ impl<'a, T: Transport> Running<'a, T> {
         }
     }
 
-    fn send_pulse(&self, message: impl FnOnce(u64) -> Message) {
+    fn send_pulse(&mut self, message: impl FnOnce(u64) -> Message) {
         let record: Record = control_record(message(clock::wall_us()));
-        self.lanes[Class::Control as usize].queue.push_pulse(record);
-    }
-
-    fn beat(&mut self) -> Instant {
-        self.beat_or_silent().unwrap_or_else(Instant::now)
+        self.control.push_pulse(record);
     }
 
     /// Sends a heartbeat if one is due; when to look again, `None` if the peer is silent.
@@ -404,10 +388,7 @@ impl<'a, T: Transport> Running<'a, T> {
             self.send_pulse(|time_us| Message::Heartbeat(proto::Heartbeat { nonce, time_us }));
             beat = self.pulse.poll(now, activity, || transport.path());
         }
-        let suspect = matches!(beat, Beat::Suspect(_));
-        self.shared
-            .progress
-            .send_if_modified(|progress| std::mem::replace(&mut progress.suspect, suspect) != suspect);
+        self.shared.note_suspect(matches!(beat, Beat::Suspect(_)));
         match beat {
             Beat::Wait(until) | Beat::Suspect(until) => Some(until.max(now + TICK)),
             Beat::Send(_) => Some(now + TICK),
@@ -419,33 +400,30 @@ impl<'a, T: Transport> Running<'a, T> {
     /// everything.
     async fn drain(&mut self) {
         let deadline = Instant::now() + self.link.params.drain;
-        for class in Class::ALL.into_iter().skip(1) {
-            self.lanes[class as usize].queue.close();
+        if let Some(classes) = &mut self.classes {
+            classes.close();
         }
-        let classes = |lanes: &[Lane]| lanes[1..].iter().any(|lane| lane.open);
-        if !self.wait_writers(deadline, classes).await {
-            return;
+        if self.goes_on(deadline, |link| link.classes.as_ref().is_none_or(|classes| !classes.write())).await {
+            self.control.close();
+            self.goes_on(deadline, |link| link.control.has_written()).await;
         }
-        self.lanes[Class::Control as usize].queue.close();
-        self.wait_writers(deadline, |lanes| lanes[0].open).await;
     }
 
-    /// True if the condition ended before the deadline.
-    async fn wait_writers(&mut self, deadline: Instant, busy: impl Fn(&[Lane]) -> bool) -> bool {
-        while busy(&self.lanes) {
-            match timeout_at(deadline, self.tasks.join_next()).await {
-                Ok(Some(Ok(Done::Writer(class, wrote)))) => {
-                    self.lanes[class as usize].open = false;
-                    // It was finishing an idle lane when more was queued.
-                    if wrote.is_ok() && !self.lanes[class as usize].queue.is_empty() {
-                        self.open_lane(class);
-                    }
+    /// Goes on in all lanes until it is done, at most until the deadline. True: it is done.
+    async fn goes_on(&mut self, deadline: Instant, is_done: impl Fn(&Self) -> bool) -> bool {
+        let going_on = poll_fn(|cx| {
+            loop {
+                // The peer's heartbeats go unanswered now, and its end is ours.
+                while self.control.poll(&self.shared, cx).is_ready() {}
+                if is_done(self) {
+                    return Poll::Ready(());
                 }
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return false,
+                let done = ready!(classes::poll_next_done(&mut self.classes, cx));
+                // So do its mistakes.
+                drop(self.on_done(done));
             }
-        }
-        true
+        });
+        timeout_at(deadline, going_on).await.is_ok()
     }
 
     /// The peer has finished: what it sent in other classes before is in the transport or was lost.
@@ -457,13 +435,8 @@ impl<'a, T: Transport> Running<'a, T> {
                 Err(_none) => break,
             }
         }
-        while self.readers > 0 {
-            match timeout_at(deadline, self.tasks.join_next()).await {
-                Ok(Some(Ok(Done::Class(_)))) => self.readers -= 1,
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return,
-            }
-        }
+        let is_read = |link: &Self| link.classes.as_ref().is_none_or(|classes| !classes.read_on());
+        self.goes_on(deadline, is_read).await;
     }
 }
 
@@ -476,9 +449,5 @@ fn lost(closed: Closed) -> LinkEnd {
     }
 }
 
-/// Heartbeat records between the control reader and the link; a peer that floods waits.
-const PULSES_WAITING: usize = 4;
-/// Streams that the peer may have opening or echoing; transports permit no more either.
-const STREAMS_SERVED_MAX: usize = 32;
 /// Shortest sleep of the link's loop.
 const TICK: Duration = Duration::from_millis(5);

@@ -13,12 +13,12 @@
 //! of Streams, a taker the queue that it asked for.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
     time::Duration,
 };
@@ -348,9 +348,17 @@ pub enum OpenError {
 /// The links of a process that are up, and their Streams.
 #[derive(Debug, Default)]
 pub struct Links {
-    up: Mutex<Vec<(SessionId, LinkHandle)>>,
+    up: Mutex<Up>,
     changed: Notify,
     takers: Mutex<BTreeMap<String, StreamSink>>,
+}
+
+#[derive(Debug, Default)]
+struct Up {
+    /// The newest is the last.
+    links: BTreeMap<SessionId, LinkHandle>,
+    /// The newest link of each name, and how many there are: more than one while one takes over from another.
+    names: HashMap<Arc<str>, (SessionId, usize)>,
 }
 
 impl Links {
@@ -376,14 +384,14 @@ impl Links {
     /// The newest link to the peer of this name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<LinkHandle> {
-        let links = self.up.lock().expect("no panic under this lock");
-        links.iter().rev().find(|(_, link)| &*link.peer.name == name).map(|(_, link)| link.clone())
+        let up = self.up();
+        up.links.get(&up.names.get(name)?.0).cloned()
     }
 
     /// Any link, the newest first: a node has one hub.
     #[must_use]
     pub fn newest(&self) -> Option<LinkHandle> {
-        self.up.lock().expect("no panic under this lock").last().map(|(_, link)| link.clone())
+        self.up().links.last_key_value().map(|(_, link)| link.clone())
     }
 
     /// Waits until no link is up, at most this long.
@@ -410,8 +418,16 @@ impl Links {
         transport: T,
     ) -> Entry {
         let handle = LinkHandle { peer, transport: Arc::new(transport) };
-        self.up.lock().expect("no panic under this lock").push((session, handle));
+        let mut up = self.up();
+        let of_name = up.names.entry(Arc::clone(&handle.peer.name)).or_insert((session, 0));
+        *of_name = (session, of_name.1 + 1);
+        up.links.insert(session, handle);
+        drop(up);
         Entry { session, links: Arc::clone(self) }
+    }
+
+    fn up(&self) -> MutexGuard<'_, Up> {
+        self.up.lock().expect("no panic under this lock")
     }
 
     /// Hands a Stream that a peer opened to whoever takes its kind.
@@ -445,8 +461,23 @@ pub(super) struct Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut links = self.links.up.lock().expect("no panic under this lock");
-        links.retain(|(session, _)| *session != self.session);
+        {
+            let mut guard = self.links.up();
+            let Up { links, names } = &mut *guard;
+            let Some(link) = links.remove(&self.session) else { return };
+            let name = &link.peer.name;
+            match names.get_mut(name) {
+                Some((newest, others)) if *others > 1 => {
+                    *others -= 1;
+                    let older = links.iter().rev().find(|(_, link)| link.peer.name == *name);
+                    *newest = older.map_or(*newest, |(session, _)| *session);
+                }
+                Some(_) | None => drop(names.remove(name)),
+            }
+            if !links.is_empty() {
+                return;
+            }
+        }
         self.links.changed.notify_waiters();
     }
 }

@@ -60,7 +60,7 @@ impl Broker {
             params: Arc::default(),
             counters: Arc::clone(&self.counters),
             stop: self.stop.clone(),
-            progress: self.progress.clone(),
+            progress: Some(self.progress.clone()),
             links: Arc::clone(&self.links),
         }
     }

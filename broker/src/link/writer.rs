@@ -1,4 +1,5 @@
-//! The sending side of a link: one queue and one writer per class.
+//! The sending side of a link: one queue and one writer per class. Control's are part of the link's own task
+//! ([`control`](super::control)).
 //!
 //! A batch is what is waiting when the writer comes by; nothing sleeps to make it larger. The transport's
 //! stream priorities order the classes on the wire.
@@ -30,8 +31,9 @@ pub(super) struct Queue {
     ready: Notify,
 }
 
+/// What waits for a lane.
 #[derive(Debug, Default)]
-struct Waiting {
+pub(super) struct Waiting {
     /// Heartbeats, in front of everything.
     pulses: VecDeque<Record>,
     /// With each output's last record, its cost.
@@ -41,68 +43,85 @@ struct Waiting {
 
 /// What a writer found.
 #[derive(Debug, PartialEq, Eq)]
-enum Found {
+pub(super) enum Found {
     /// Records for one batch; outputs of this cost end in it.
     Batch(usize),
+    /// Nothing now.
     Nothing,
     /// Nothing, and nothing will follow.
     End,
 }
 
-impl Queue {
-    pub(super) fn push(&self, records: Vec<Record>, cost: usize) {
+impl Waiting {
+    pub(super) fn push(&mut self, records: Vec<Record>, cost: usize) {
         let last = records.len().saturating_sub(1);
         let costs = (0..).map(|at| if at == last { cost } else { 0 });
-        self.state().records.extend(records.into_iter().zip(costs));
-        self.ready.notify_one();
+        self.records.extend(records.into_iter().zip(costs));
     }
 
     /// A heartbeat or an answer to one, in front of everything. The core does not count these, so a peer that
     /// asks and does not read gets no more than a few: further ones are dropped.
-    pub(super) fn push_pulse(&self, record: Record) {
-        let mut state = self.state();
-        if state.pulses.len() < PULSES_UNWRITTEN_MAX {
-            state.pulses.push_back(record);
-            self.ready.notify_one();
+    pub(super) fn push_pulse(&mut self, record: Record) {
+        if self.pulses.len() < PULSES_UNWRITTEN_MAX {
+            self.pulses.push_back(record);
         }
     }
 
     /// What waits is still sent, nothing is added.
-    pub(super) fn close(&self) {
-        self.state().closing = true;
-        self.ready.notify_one();
+    pub(super) fn close(&mut self) {
+        self.closing = true;
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let state = self.state();
-        state.records.is_empty() && state.pulses.is_empty()
+        self.records.is_empty() && self.pulses.is_empty()
     }
 
-    fn take(&self, batch: &mut Vec<Record>) -> Found {
-        let mut state = self.state();
+    pub(super) fn take(&mut self, batch: &mut Vec<Record>) -> Found {
         let (mut raw_len, mut cost) = (0, 0);
-        for pulse in state.pulses.drain(..) {
+        for pulse in self.pulses.drain(..) {
             raw_len += pulse.wire_len();
             batch.push(pulse);
         }
-        while let Some((record, _)) = state.records.front()
+        while let Some((record, _)) = self.records.front()
             && batch.len() < usize::from(u16::MAX)
             && fits(raw_len, record.wire_len())
         {
-            let (record, record_cost) = state.records.pop_front().expect("just seen");
+            let (record, record_cost) = self.records.pop_front().expect("just seen");
             raw_len += record.wire_len();
             cost += record_cost;
             batch.push(record);
         }
+        if self.is_empty() {
+            // A burst must not leave its high-water mark with an idle link.
+            self.records.shrink_to(0);
+            self.pulses.shrink_to(0);
+        }
         match batch.is_empty() {
             false => Found::Batch(cost),
-            true if state.closing => Found::End,
-            true => {
-                // A burst must not leave its high-water mark with an idle link.
-                state.records.shrink_to(0);
-                Found::Nothing
-            }
+            true if self.closing => Found::End,
+            true => Found::Nothing,
         }
+    }
+}
+
+impl Queue {
+    pub(super) fn push(&self, records: Vec<Record>, cost: usize) {
+        self.state().push(records, cost);
+        self.ready.notify_one();
+    }
+
+    /// What waits is still sent, nothing is added.
+    pub(super) fn close(&self) {
+        self.state().close();
+        self.ready.notify_one();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().is_empty()
+    }
+
+    fn take(&self, batch: &mut Vec<Record>) -> Found {
+        self.state().take(batch)
     }
 
     fn state(&self) -> MutexGuard<'_, Waiting> {
@@ -110,26 +129,21 @@ impl Queue {
     }
 }
 
-/// Writes a queue to a lane until the queue is closed or, with `idle`, was empty for that long; then finishes
-/// the lane. Records that come while it finishes stay in the queue for the next lane.
+/// Writes a queue to a lane until the queue is closed or was empty for as long as `idle`; then finishes the
+/// lane. Records that come while it finishes stay in the queue for the next lane.
 pub(super) async fn write_lane<S: LaneSender>(
     mut lane: S,
     class: Class,
     queue: Arc<Queue>,
     shared: Arc<Shared>,
-    idle: Option<Duration>,
+    idle: Duration,
 ) -> Result<(), Broken> {
     let mut batch = Vec::new();
     let mut unreported = 0;
     loop {
         match queue.take(&mut batch) {
             Found::Batch(cost) => {
-                if let Some(encoded) = encode(&batch, class) {
-                    shared.counters.sent[class as usize].count(
-                        batch.len(),
-                        encoded.raw_len(),
-                        encoded.wire_len(),
-                    );
+                if let Some(encoded) = encode(&batch, class, &shared) {
                     lane.write(encoded.into_buffers()).await?;
                     shared.note_sent();
                 }
@@ -139,22 +153,20 @@ pub(super) async fn write_lane<S: LaneSender>(
                     report(&mut unreported, &shared).await?;
                 }
             }
-            Found::Nothing => match idle {
-                None => queue.ready.notified().await,
-                Some(idle) => {
-                    let woken = tokio::time::timeout(idle, queue.ready.notified()).await;
-                    if woken.is_err() && queue.is_empty() {
-                        break;
-                    }
+            Found::Nothing => {
+                let woken = tokio::time::timeout(idle, queue.ready.notified()).await;
+                if woken.is_err() && queue.is_empty() {
+                    break;
                 }
-            },
+            }
             Found::End => break,
         }
     }
     lane.finish().await
 }
 
-async fn report(unreported: &mut usize, shared: &Shared) -> Result<(), Broken> {
+/// Tells the core what the transport has taken.
+pub(super) async fn report(unreported: &mut usize, shared: &Shared) -> Result<(), Broken> {
     let bytes = std::mem::take(unreported);
     if bytes == 0 {
         return Ok(());
@@ -168,10 +180,14 @@ thread_local! {
     static ENCODER: RefCell<Encoder> = RefCell::new(Encoder::new());
 }
 
-/// `None` for records that cannot travel: a mistake of this process, not of the peer.
-fn encode(batch: &[Record], class: Class) -> Option<Encoded> {
+/// Encodes and counts. `None` for records that cannot travel: a mistake of this process, not of the peer.
+pub(super) fn encode(batch: &[Record], class: Class, shared: &Shared) -> Option<Encoded> {
     match ENCODER.with_borrow_mut(|encoder| encoder.encode(batch)) {
-        Ok(encoded) => Some(encoded),
+        Ok(encoded) => {
+            let (raw, wire) = (encoded.raw_len(), encoded.wire_len());
+            shared.counters.sent[class as usize].count(batch.len(), raw, wire);
+            Some(encoded)
+        }
         Err(error) => {
             tracing::error!(%error, class = class.as_str(), records = batch.len(), "records dropped: no batch");
             None
@@ -192,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_asks_and_never_reads_gets_few_answers_and_they_go_first() {
-        let queue = Queue::default();
+        let mut queue = Waiting::default();
         queue.push(vec![control_record(Message::Ack(Default::default()))], 7);
         (0..1000).for_each(|nonce| queue.push_pulse(pulse(nonce)));
         let mut batch = Vec::new();
