@@ -1,6 +1,6 @@
 //! The one way to start a task: it has a name, is counted, and is drained when the process stops.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, io, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -43,6 +43,28 @@ impl Tasks {
             let _watch = Watch(name);
             future.await;
         })));
+    }
+
+    /// Runs what `make` gives on a thread of its own, with a runtime of its own: what it spawns runs there too.
+    ///
+    /// # Errors
+    /// The system gives no thread or no runtime.
+    pub fn spawn_thread<F>(
+        &self,
+        name: &'static str,
+        make: impl FnOnce() -> F + Send + 'static,
+    ) -> io::Result<()>
+    where
+        F: Future<Output = ()>,
+    {
+        let token = self.tracker.token();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _watch = Watch(name);
+            runtime.block_on(async { make().await });
+            drop(token);
+        });
+        thread.map(drop)
     }
 
     /// Asks every task to stop and waits for them until the deadline.

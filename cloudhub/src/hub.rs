@@ -22,7 +22,7 @@ use broker::{
         Counters, Links, Params,
         accept::{Acceptor, Admission},
         identity::PeerCertificate,
-        quic::{BindError, QuicListener, Shape},
+        quic::{BindError, QuicAddress, Shape},
         tls::{self, Credentials, TierSecret, TlsError},
         websocket::WebSocketListener,
     },
@@ -89,6 +89,9 @@ pub enum StartError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// No thread for links.
+    #[error("cannot start a thread for links: {0}")]
+    Thread(io::Error),
     /// No randomness.
     #[error("the system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
@@ -222,7 +225,7 @@ impl Hub {
         if let Some(listener) = nats {
             self.serve_nats(config, auth, listener, &exporter);
         }
-        self.serve_links(config, quic, websocket, &exporter);
+        self.serve_links(config, quic, websocket, &exporter)?;
         if let Some((listener, tls)) = bootstrap {
             let at = |listening: Option<SocketAddr>| {
                 listening.iter().map(|at| format!(":{}", at.port())).collect()
@@ -268,14 +271,15 @@ impl Hub {
         self.fronts.spawn("nats front", serving);
     }
 
-    /// One acceptor at both ports: links are the same whichever they come by.
+    /// One acceptor at all ports: links are the same whichever they come by. Those by QUIC live on threads of their
+    /// own, one for each processor, with everything but the core.
     fn serve_links(
         &self,
         config: &Config,
-        quic: Option<QuicListener>,
+        quic: Option<QuicAddress>,
         websocket: Option<WebSocketListener>,
         exporter: &Exporter,
-    ) {
+    ) -> Result<(), StartError> {
         let counters = Arc::<Counters>::default();
         exporter.register(metrics::links(Arc::clone(&counters)));
         let acceptor = Acceptor {
@@ -291,13 +295,23 @@ impl Hub {
             let authorizer = authorizer.clone();
             async move { authorizer.authorize(certificate).await }
         };
-        if let Some(listener) = quic {
-            let accepting = acceptor.clone().run(listener, authorize.clone());
-            self.fronts.spawn("QUIC acceptor", accepting);
+        let ports = quic.map(QuicAddress::into_ports).unwrap_or_default();
+        let admission = acceptor.admission.of_ports(ports.len());
+        for port in ports {
+            let acceptor = Acceptor { admission: admission.clone(), ..acceptor.clone() };
+            let authorize = authorize.clone();
+            let serving = move || async move {
+                match port.listen() {
+                    Ok(listener) => acceptor.run(listener, authorize).await,
+                    Err(error) => tracing::error!(%error, "a thread of links does not serve"),
+                }
+            };
+            self.fronts.spawn_thread("links", serving).map_err(StartError::Thread)?;
         }
         if let Some(listener) = websocket {
             self.fronts.spawn("WebSocket acceptor", acceptor.run(listener, authorize));
         }
+        Ok(())
     }
 }
 
@@ -308,7 +322,7 @@ const START_FAILED: Duration = Duration::from_secs(3);
 /// shows a broker that runs.)
 struct Sockets {
     nats: Option<TcpListener>,
-    quic: Option<QuicListener>,
+    quic: Option<QuicAddress>,
     websocket: Option<WebSocketListener>,
     bootstrap: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
     admin: AdminSocket,
@@ -322,7 +336,8 @@ impl Sockets {
         let replica = engine::replica(config);
         let tls = Arc::new(link_tls(authority, replica, &secret)?);
         let shape = Shape::HUB.with_heartbeat(config.limits.heartbeat);
-        let bind_quic = |address| QuicListener::bind(address, Arc::clone(&tls), &secret, shape);
+        let bind_quic =
+            |address| QuicAddress::bind(address, Arc::clone(&tls), &secret, shape, link_threads());
         let quic = listen.quic.map(bind_quic).transpose()?;
         let websocket = listen.websocket.map(|address| {
             WebSocketListener::bind(address, &tls, tasks.clone()).map_err(|source| StartError::Listen {
@@ -355,6 +370,14 @@ impl Sockets {
         }
     }
 }
+
+/// Threads of links by QUIC: more than processors only hand datagrams around.
+fn link_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(LINK_THREADS_MAX))
+}
+
+/// The core is one, and takes about a tenth of what a link's packets take.
+const LINK_THREADS_MAX: usize = 16;
 
 async fn listen_tcp(
     what: &'static str,

@@ -85,6 +85,17 @@ impl Admission {
     }
 }
 
+impl Admission {
+    /// For one of several ports that share its handshakes.
+    #[must_use]
+    pub fn of_ports(&self, ports: usize) -> Self {
+        Self {
+            handshakes_max: self.handshakes_max.div_ceil(ports.max(1)),
+            connections: Arc::clone(&self.connections),
+        }
+    }
+}
+
 impl Default for Admission {
     fn default() -> Self {
         Self::with_connections(65_536)
@@ -189,11 +200,15 @@ impl Acceptor {
             Ok(admitted) => admitted,
             Err(denied) => {
                 self.counters.handshakes_failed.fetch_add(1, Relaxed);
-                tracing::warn!(%remote, %denied, "link not accepted");
+                if self.counters.may_say() {
+                    tracing::warn!(%remote, %denied, "link not accepted");
+                }
                 return None;
             }
         };
-        tracing::info!(%remote, peer = %peer.name, role = ?peer.role, "link accepted");
+        if self.counters.may_say() {
+            tracing::info!(%remote, peer = %peer.name, role = ?peer.role, "link accepted");
+        }
         let link = Link {
             peer,
             dialler: false,

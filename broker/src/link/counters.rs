@@ -30,6 +30,7 @@ pub struct Counters {
     /// Who wants every round trip, not the last alone.
     observer: OnceLock<Observer>,
     ended: Mutex<BTreeMap<&'static str, u64>>,
+    lines: Lines,
 }
 
 struct Observer(Box<dyn Fn(Duration) + Send + Sync>);
@@ -51,6 +52,30 @@ pub struct Traffic {
     pub raw_bytes: AtomicU64,
     /// Bytes of batches as they travel, prefixes included.
     pub wire_bytes: AtomicU64,
+}
+
+/// What is said of single links: some in a second, for when all of them come or go at once.
+#[derive(Debug, Default)]
+struct Lines {
+    /// The second, and how many were said in it.
+    said: AtomicU64,
+}
+
+/// Lines about links in one second.
+const LINES_MAX: u64 = 20;
+const COUNT_BITS: u32 = 16;
+
+impl Lines {
+    fn may_say(&self, second: u64) -> bool {
+        let said = self.said.load(Relaxed);
+        let count = if said >> COUNT_BITS == second { said & ((1 << COUNT_BITS) - 1) } else { 0 };
+        if count >= LINES_MAX {
+            return false;
+        }
+        // Two at the same time may count as one.
+        self.said.store((second << COUNT_BITS) + count + 1, Relaxed);
+        true
+    }
 }
 
 impl Traffic {
@@ -75,6 +100,11 @@ impl Counters {
         drop(self.observer.set(Observer(Box::new(observer))));
     }
 
+    /// Whether a line about one link may be written: what is not is counted all the same.
+    pub(super) fn may_say(&self) -> bool {
+        self.lines.may_say(crate::clock::wall_us() / 1_000_000)
+    }
+
     pub(super) fn count_end(&self, why: &'static str) {
         *self.ended.lock().expect("no panic under this lock").entry(why).or_default() += 1;
     }
@@ -85,5 +115,17 @@ impl Counters {
         if let Some(Observer(observer)) = self.observer.get() {
             observer(rtt);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_of_links_is_told_in_a_few_lines_a_second() {
+        let lines = Lines::default();
+        let said = |second| (0..100_000).filter(|_| lines.may_say(second)).count() as u64;
+        assert_eq!([said(7), said(7), said(8)], [LINES_MAX, 0, LINES_MAX]);
     }
 }

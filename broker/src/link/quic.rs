@@ -11,6 +11,7 @@ pub(super) mod keys;
 mod port;
 mod shared;
 mod socket;
+mod steer;
 mod timers;
 mod tls_session;
 
@@ -45,6 +46,7 @@ use super::{
 };
 use connection::{Connection, RecvStream, SendStream, StreamError};
 use port::{Dialled, Port, Worker};
+use steer::{Group, Place};
 use tls_session::{ClientTls, ServerTls};
 
 pub use shared::QuicSocket;
@@ -98,11 +100,12 @@ impl Shape {
     }
 }
 
-/// Control and three Streams, until the peer has opened one: quinn keeps an entry for each that is permitted,
-/// in every connection, and most connections never see a Stream.
-const BIDI_FIRST: u32 = 4;
-/// Five classes, one of them while its predecessor is being finished.
-const UNI_MAX: u32 = 6;
+/// Control and a Stream, until the peer has opened one: an entry is kept for each that is permitted, in every
+/// connection, and most connections never see a Stream.
+const BIDI_FIRST: u32 = 2;
+/// Five classes. With the two above they fit a table of eight; the successor of a lane that is being finished
+/// waits for that, if all the others are open.
+const UNI_MAX: u32 = 5;
 /// Lanes that can hold a full window at a time: a successor opens when its predecessor is empty.
 const CLASS_LANES_MAX: u32 = 5;
 /// For heartbeats of 10 s.
@@ -115,7 +118,7 @@ const INCOMING_BYTES_MAX: u64 = 4 << 20;
 const LISTENER_MESSAGES: usize = 32;
 const DIALLER_MESSAGES: usize = 1;
 /// Kernel buffers of a listener, best effort: thousands of peers share one socket.
-const LISTENER_SOCKET_BYTES: usize = 4 << 20;
+const LISTENER_SOCKET_BYTES: usize = 8 << 20;
 /// What the certificate says counts, not this name; it keys the session cache.
 const SERVER_NAME: &str = "octobus";
 
@@ -127,8 +130,16 @@ pub struct QuicListener {
     streams: u32,
 }
 
-impl QuicListener {
-    /// Binds a UDP port; port 0 picks a free one. `tls` is from [`tls::acceptor`].
+/// A bound address that does not listen yet: several ports can, each in the runtime of its own thread.
+pub struct QuicAddress {
+    sockets: Vec<UdpSocket>,
+    config: EndpointConfig,
+    server: quinn_proto::ServerConfig,
+    streams: u32,
+}
+
+impl QuicAddress {
+    /// Binds a UDP address with this many ports; port 0 picks a free one. `tls` is from [`tls::acceptor`].
     ///
     /// # Errors
     /// The address cannot be bound, or the TLS provider lacks QUIC's initial suite.
@@ -137,6 +148,7 @@ impl QuicListener {
         tls: Arc<rustls::ServerConfig>,
         secret: &TierSecret,
         shape: Shape,
+        ports: usize,
     ) -> Result<Self, BindError> {
         let crypto = ServerTls::new(tls).ok_or(TlsError::NoInitialSuite)?;
         let mut server = quinn_proto::ServerConfig::new(Arc::new(crypto), Arc::new(secret.token_key()));
@@ -147,11 +159,101 @@ impl QuicListener {
             .incoming_buffer_size_total(INCOMING_BYTES_MAX);
         let mut config = EndpointConfig::new(Arc::new(secret.reset_key()));
         config.supported_versions(vec![tls_session::QUIC_V1]);
-        let cannot = |source| BindError::Socket { address, source };
-        let socket = bind_socket(address).map_err(cannot)?;
-        let (port, worker) = Port::new(socket, config, Some(server), LISTENER_MESSAGES).map_err(cannot)?;
+        let bind =
+            |address| bind_socket(address, ports > 1).map_err(|source| BindError::Socket { address, source });
+        let mut sockets = vec![bind(address)?];
+        let bound = sockets[0].local_addr().map_err(|source| BindError::Socket { address, source })?;
+        for _ in 1..ports {
+            sockets.push(bind(bound)?);
+        }
+        Ok(Self { sockets, config, server, streams: shape.streams })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.sockets[0].local_addr()
+    }
+
+    /// Its ports, each to be started where it shall run.
+    #[must_use]
+    pub fn into_ports(self) -> Vec<IdlePort> {
+        let Self { sockets, config, server, streams } = self;
+        if sockets.len() == 1 {
+            let alone = |socket| IdlePort {
+                socket,
+                config: config.clone(),
+                server: server.clone(),
+                streams,
+                place: None,
+            };
+            return sockets.into_iter().map(alone).collect();
+        }
+        let group = Group::new(sockets.len());
+        if let Err(error) = group.steer(&sockets[0]) {
+            tracing::info!(%error, "the kernel does not steer connections; datagrams are handed over here");
+        }
+        let in_group = |(socket, place): (UdpSocket, Place)| {
+            let mut config = config.clone();
+            let ids = place.clone();
+            config.cid_generator(move || Box::new(ids.ids()));
+            IdlePort { socket, config, server: server.clone(), streams, place: Some(place) }
+        };
+        sockets.into_iter().zip(group.places()).map(in_group).collect()
+    }
+}
+
+impl fmt::Debug for QuicAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("QuicAddress").field(&self.local_addr()).finish()
+    }
+}
+
+/// A port that does not listen yet.
+pub struct IdlePort {
+    socket: UdpSocket,
+    config: EndpointConfig,
+    server: quinn_proto::ServerConfig,
+    streams: u32,
+    place: Option<Place>,
+}
+
+impl IdlePort {
+    /// Listens, in the current runtime.
+    ///
+    /// # Errors
+    /// The runtime does not take the socket.
+    pub fn listen(self) -> io::Result<QuicListener> {
+        let Self { socket, config, server, streams, place } = self;
+        let (port, worker) = Port::in_group(socket, config, Some(server), LISTENER_MESSAGES, place)?;
         start(worker);
-        Ok(Self { port, streams: shape.streams })
+        Ok(QuicListener { port, streams })
+    }
+}
+
+impl fmt::Debug for IdlePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("IdlePort").field(&self.socket.local_addr()).finish()
+    }
+}
+
+impl QuicListener {
+    /// Binds a UDP port and listens in the current runtime; port 0 picks a free one. `tls` is from
+    /// [`tls::acceptor`].
+    ///
+    /// # Errors
+    /// The address cannot be bound, or the TLS provider lacks QUIC's initial suite.
+    pub fn bind(
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        secret: &TierSecret,
+        shape: Shape,
+    ) -> Result<Self, BindError> {
+        let mut ports = QuicAddress::bind(address, tls, secret, shape, 1)?.into_ports();
+        let port = ports.pop().expect("one was asked for");
+        port.listen().map_err(|source| BindError::Socket { address, source })
     }
 
     /// Where it listens.
@@ -351,9 +453,12 @@ impl ConnectionIdGenerator for NoId {
     }
 }
 
-fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+fn bind_socket(address: SocketAddr, shared: bool) -> io::Result<UdpSocket> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     // The kernel caps these at its own maximum and says nothing: less is slower, not wrong.
     socket.set_recv_buffer_size(LISTENER_SOCKET_BYTES)?;
     socket.set_send_buffer_size(LISTENER_SOCKET_BYTES)?;

@@ -74,11 +74,8 @@ pub async fn run<T: Transport>(transport: T, link: Link) -> Ended {
 fn finish<T: Transport>(transport: &T, link: &Link, end: LinkEnd, shared: Option<&Shared>) -> Ended {
     transport.close(end.code(), &end.to_string());
     link.counters.count_end(end.as_str());
-    if link.dialler {
-        tracing::info!(peer = %link.peer.name, %end, "link closed");
-    } else {
-        // Of a hub all may end at once: they are counted, and told to who asks.
-        tracing::debug!(peer = %link.peer.name, %end, "link closed");
+    if link.counters.may_say() {
+        tracing::info!(peer = %link.peer.name, dialler = link.dialler, %end, "link closed");
     }
     let farewell = shared.and_then(|shared| shared.farewell.lock().expect("no panic under this lock").take());
     let Farewell { refusal, retry_after } = farewell.map(|farewell| *farewell).unwrap_or_default();

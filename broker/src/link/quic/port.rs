@@ -1,7 +1,7 @@
 //! One UDP socket, all connections on it, and the one worker that serves them.
 //!
 //! The worker is a future: on a node it runs beside everything else, on a hub each has a thread
-//! ([`super::QuicListener::run_on_threads`]). A turn of it is: receive what has come, look at the connections whose
+//! ([`Tasks::spawn_thread`](crate::Tasks::spawn_thread)). A turn of it is: receive what has come, look at the connections whose
 //! time has come, send what those and all that were queued have to send. A turn is bounded in datagrams and in
 //! connections, and a connection in what it sends in one turn; who has more waits behind the others.
 //!
@@ -17,7 +17,7 @@ use std::{
     collections::VecDeque,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -29,8 +29,8 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::{
-    ConnectError, ConnectionError, ConnectionHandle, DatagramEvent, Endpoint, EndpointConfig, Incoming,
-    ServerConfig, Transmit, VarInt,
+    ConnectError, ConnectionError, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig,
+    Incoming, ServerConfig, Transmit, VarInt,
 };
 use tokio::{
     sync::Notify,
@@ -40,6 +40,7 @@ use tokio::{
 use super::{
     connection::{Cell, Connection},
     socket::{Datagram, ReceiveBuffer, Socket},
+    steer::Place,
     timers::{Armed, Tick, Timers},
 };
 
@@ -54,14 +55,27 @@ pub(super) struct Shared {
     incoming: Notify,
     /// The last connection has gone.
     idle: Notify,
+    /// Among the ports of its address.
+    place: Option<Place>,
 }
 
 /// Connections that the worker shall look at.
 #[derive(Default)]
 struct Queued {
     keys: Vec<u32>,
+    /// What came to another port of the group.
+    datagrams: Vec<Forwarded>,
+    forwarded_bytes: usize,
     /// Present while the worker has not been told.
     worker: Option<Waker>,
+}
+
+/// A datagram from another port of the group.
+struct Forwarded {
+    from: SocketAddr,
+    to: Option<IpAddr>,
+    ecn: Option<EcnCodepoint>,
+    bytes: BytesMut,
 }
 
 /// Under the port's lock.
@@ -99,6 +113,8 @@ const EXPIRED_MAX: usize = 256;
 const SENDERS_MAX: usize = 512;
 /// Datagrams of one connection in one turn.
 const SENDS_MAX: usize = 20;
+/// Bytes of datagrams that wait for a port after another has taken them: more are lost, as by a full socket.
+const FORWARDED_MAX: usize = 2 << 20;
 
 /// As the protocol takes it.
 pub(super) fn now() -> Instant {
@@ -112,6 +128,17 @@ impl Port {
         config: EndpointConfig,
         server: Option<ServerConfig>,
         messages: usize,
+    ) -> io::Result<(Self, Worker)> {
+        Self::in_group(socket, config, server, messages, None)
+    }
+
+    /// As [`new`](Self::new), of several at one address.
+    pub(super) fn in_group(
+        socket: std::net::UdpSocket,
+        config: EndpointConfig,
+        server: Option<ServerConfig>,
+        messages: usize,
+        place: Option<Place>,
     ) -> io::Result<(Self, Worker)> {
         let socket = Socket::new(socket)?;
         let (server, may_probe) = (server.map(Arc::new), !socket.may_fragment());
@@ -134,13 +161,18 @@ impl Port {
             users: AtomicUsize::new(1),
             incoming: Notify::new(),
             idle: Notify::new(),
+            place,
         });
+        if let Some(place) = &shared.place {
+            place.take(&shared);
+        }
         let worker = Worker {
             port: Arc::clone(&shared),
             received: ReceiveBuffer::new(messages),
             sending: Vec::new(),
             unsent: None,
             woken: Vec::new(),
+            forwarded: Vec::new(),
             timer: None,
         };
         Ok((Self(shared), worker))
@@ -309,6 +341,23 @@ impl Shared {
         }
     }
 
+    /// Takes a datagram that came to another port.
+    fn take_over(&self, datagram: Datagram<'_>) {
+        let Datagram { from, to, ecn, bytes } = datagram;
+        let worker = {
+            let mut queued = self.queued.lock().expect("no panic under this lock");
+            if queued.forwarded_bytes + bytes.len() > FORWARDED_MAX {
+                return;
+            }
+            queued.forwarded_bytes += bytes.len();
+            queued.datagrams.push(Forwarded { from, to, ecn, bytes: bytes.into() });
+            queued.worker.take()
+        };
+        if let Some(worker) = worker {
+            worker.wake();
+        }
+    }
+
     fn wake(&self) {
         let worker = self.queued.lock().expect("no panic under this lock").worker.take();
         if let Some(worker) = worker {
@@ -355,9 +404,17 @@ impl State {
     }
 
     fn receive(&mut self, shared: &Shared, now: Instant, datagram: Datagram<'_>) {
+        if let Some(owner) = shared.place.as_ref().and_then(|place| place.other_owner(datagram.bytes)) {
+            return owner.take_over(datagram);
+        }
         let Datagram { from, to, ecn, bytes } = datagram;
+        self.handle(shared, now, Forwarded { from, to, ecn, bytes: bytes.into() });
+    }
+
+    fn handle(&mut self, shared: &Shared, now: Instant, datagram: Forwarded) {
+        let Forwarded { from, to, ecn, bytes } = datagram;
         self.response.clear();
-        let event = self.endpoint.handle(now, from, to, ecn, BytesMut::from(bytes), &mut self.response);
+        let event = self.endpoint.handle(now, from, to, ecn, bytes, &mut self.response);
         match event {
             Some(DatagramEvent::ConnectionEvent(key, event)) => {
                 let Some(Some(slot)) = self.slots.get(key.0) else { return };
@@ -418,6 +475,7 @@ pub(super) struct Worker {
     /// What is in `sending` and was not taken by the socket.
     unsent: Option<Transmit>,
     woken: Vec<Waker>,
+    forwarded: Vec<Forwarded>,
     /// When to look at the timers next.
     timer: Option<(Tick, Pin<Box<Sleep>>)>,
 }
@@ -438,7 +496,11 @@ impl Future for Worker {
                 queued.worker = Some(cx.waker().clone());
             }
             state.due.extend(queued.keys.drain(..));
+            queued.forwarded_bytes = 0;
+            std::mem::swap(&mut this.forwarded, &mut queued.datagrams);
         }
+        let at = now();
+        this.forwarded.drain(..).for_each(|datagram| state.handle(&port, at, datagram));
         this.send(cx, state)?;
         let more = more || (this.unsent.is_none() && !state.due.is_empty());
         let done =

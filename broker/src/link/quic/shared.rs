@@ -30,7 +30,7 @@ impl QuicSocket {
     /// The address cannot be bound.
     pub fn bind(local: SocketAddr, shape: Shape) -> Result<Self, BindError> {
         let failed = |source| BindError::Socket { address: local, source };
-        let socket = bind_socket(local).map_err(failed)?;
+        let socket = bind_socket(local, false).map_err(failed)?;
         let (port, worker) =
             Port::new(socket, EndpointConfig::default(), None, LISTENER_MESSAGES).map_err(failed)?;
         start(worker);
