@@ -180,6 +180,11 @@ impl QuicAddress {
     /// Its ports, each to be started where it shall run.
     #[must_use]
     pub fn into_ports(self) -> Vec<IdlePort> {
+        self.into_ports_with(true)
+    }
+
+    /// Without the kernel's help every datagram is handed over by the port that its address leads to.
+    pub(super) fn into_ports_with(self, kernel: bool) -> Vec<IdlePort> {
         let Self { sockets, config, server, streams } = self;
         if sockets.len() == 1 {
             let alone = |socket| IdlePort {
@@ -192,7 +197,7 @@ impl QuicAddress {
             return sockets.into_iter().map(alone).collect();
         }
         let group = Group::new(sockets.len());
-        if let Err(error) = group.steer(&sockets[0]) {
+        if kernel && let Err(error) = group.steer(&sockets[0]) {
             tracing::info!(%error, "the kernel does not steer connections; datagrams are handed over here");
         }
         let in_group = |(socket, place): (UdpSocket, Place)| {

@@ -17,7 +17,7 @@ use crate::{
         accept::{Acceptor, Admission, Attempt as _, Listener as _},
         dial::{Backoff, Dialler, State},
         identity::PeerCertificate,
-        quic::{HandshakeError, QuicDialler, QuicListener, QuicTransport, Shape},
+        quic::{HandshakeError, QuicAddress, QuicDialler, QuicListener, QuicSocket, QuicTransport, Shape},
         tls::{self, Credentials, TierSecret},
     },
     tasks::Tasks,
@@ -387,4 +387,161 @@ async fn bulk_that_nobody_reads_delays_no_control_on_the_wire() {
     let (dialled, accepted) = handshake(ca.issue(HUB), ca.issue(NODE)).await;
     let ((at_node, _), (peer, _)) = (dialled.unwrap(), accepted.unwrap());
     leave_bulk_unread(at_node, peer).await;
+}
+
+/// Connects from one socket to several ports at one address and says something both ways.
+async fn connect_to_ports(by_kernel: bool) -> Vec<usize> {
+    const PORTS: usize = 3;
+    const CONNECTIONS: usize = 24;
+    let ca = Ca::new();
+    let secret = TierSecret::new(&[5; 32]);
+    let tls = Arc::new(tls::acceptor(ca.issue(HUB), &secret).unwrap());
+    let any = "127.0.0.1:0".parse().unwrap();
+    let address = QuicAddress::bind(any, tls, &secret, Shape::HUB, PORTS).unwrap();
+    let to = address.local_addr().unwrap();
+    let mut accepting = JoinSet::new();
+    let (accepted, mut accepts) = mpsc::channel(CONNECTIONS);
+    for (number, port) in address.into_ports_with(by_kernel).into_iter().enumerate() {
+        let (listener, accepted) = (port.listen().unwrap(), accepted.clone());
+        accepting.spawn(async move {
+            let mut open = Vec::new();
+            while let Some(attempt) = listener.accept().await {
+                let (transport, _who) = attempt.handshake().await.unwrap();
+                let (mut sender, mut receiver) = transport.control(false).await.unwrap();
+                receiver.read_exact(&mut [0; 5]).await.unwrap();
+                sender.write(vec![Bytes::from_static(b"there")]).await.unwrap();
+                open.push((transport, sender, receiver));
+                accepted.send(number).await.unwrap();
+            }
+        });
+    }
+    let socket = QuicSocket::bind(any, Shape::NODE).unwrap();
+    let tls = Arc::new(tls::dialler(ca.issue(NODE), "tier-1").unwrap());
+    let mut open = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let (transport, _hub) = socket.dial(Arc::clone(&tls), to).await.unwrap();
+        let (mut sender, mut receiver) = transport.control(true).await.unwrap();
+        sender.write(vec![Bytes::from_static(b"hello")]).await.unwrap();
+        receiver.read_exact(&mut [0; 5]).await.unwrap();
+        open.push((transport, sender, receiver));
+    }
+    let mut taken = vec![0; PORTS];
+    for _ in 0..CONNECTIONS {
+        taken[accepts.recv().await.unwrap()] += 1;
+    }
+    taken
+}
+
+#[tokio::test]
+async fn connections_of_one_socket_are_spread_over_the_ports_of_an_address() {
+    for by_kernel in [true, false] {
+        let taken = timeout(PATIENCE, connect_to_ports(by_kernel)).await.unwrap();
+        // By the address alone all of them would be at one.
+        assert!(taken.iter().all(|count| *count > 0), "{taken:?}, steered by the kernel: {by_kernel}");
+    }
+}
+
+/// Counts how often a hub's certificate is looked at: a resumed session has none.
+#[derive(Debug)]
+struct Looks(Arc<AtomicUsize>, TrustAll);
+
+impl rustls::client::danger::ServerCertVerifier for Looks {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &rustls_pki_types::ServerName<'_>,
+        ocsp: &[u8],
+        now: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        self.0.fetch_add(1, Relaxed);
+        self.1.verify_server_cert(end_entity, intermediates, server_name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        self.1.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        self.1.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.1.supported_verify_schemes()
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_of_one_replica_resumes_at_another_and_the_node_is_known_there() {
+    let ca = Ca::new();
+    let (first, second) = (listen(ca.issue(HUB)), listen(ca.issue("octobus://tier-1/hub/r1")));
+    let looks = Arc::new(AtomicUsize::new(0));
+    let mut tls = tls::dialler(ca.issue(NODE), "tier-1").unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    tls.dangerous().set_certificate_verifier(Arc::new(Looks(Arc::clone(&looks), TrustAll(provider))));
+    let node = QuicDialler::new(Arc::new(tls), Shape::NODE).unwrap();
+    for (listener, address) in [&first, &second] {
+        let accepting = async {
+            let (hub, who) = listener.accept().await.unwrap().handshake().await.unwrap();
+            assert_eq!(who.identity.to_string(), NODE, "its chain is in the ticket");
+            let (mut sender, mut receiver) = hub.control(false).await.unwrap();
+            receiver.read_exact(&mut [0; 5]).await.unwrap();
+            sender.write(vec![Bytes::from_static(b"there")]).await.unwrap();
+            hub.closed().await;
+        };
+        let dialling = async {
+            let (hub, _who) = node.dial(*address).await.unwrap();
+            let (mut sender, mut receiver) = hub.control(true).await.unwrap();
+            sender.write(vec![Bytes::from_static(b"hello")]).await.unwrap();
+            // The ticket was sent before this.
+            receiver.read_exact(&mut [0; 5]).await.unwrap();
+            hub.close(CloseCode::DONE, "done");
+        };
+        timeout(PATIENCE, async { tokio::join!(accepting, dialling) }).await.unwrap();
+    }
+    assert_eq!(looks.load(Relaxed), 1, "the second handshake resumed");
+}
+
+#[tokio::test]
+async fn a_dialler_that_is_asked_to_prove_its_address_comes_again() {
+    let ca = Ca::new();
+    let (listener, address) = listen(ca.issue(HUB));
+    let node = dialler(ca.issue(NODE));
+    let accepting = async {
+        assert!(listener.accept().await.unwrap().prove().is_none(), "nothing is proved yet");
+        let again = listener.accept().await.unwrap().prove().expect("it has come with the token");
+        again.handshake().await
+    };
+    let (dialled, accepted) =
+        timeout(PATIENCE, async { tokio::join!(node.dial(address), accepting) }).await.unwrap();
+    dialled.unwrap();
+    assert_eq!(accepted.unwrap().1.identity.to_string(), NODE);
+}
+
+#[tokio::test]
+async fn links_end_when_the_worker_of_their_port_does() {
+    let ca = Ca::new();
+    let (dialled, accepted) = {
+        let credentials = (ca.issue(HUB), ca.issue(NODE));
+        // The runtime that serves both ports ends with this thread.
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(handshake(credentials.0, credentials.1))
+        };
+        std::thread::spawn(run).join().unwrap()
+    };
+    for transport in [dialled.unwrap().0, accepted.unwrap().0] {
+        assert!(matches!(transport.closed().await, Closed::Lost(_)));
+        assert!(transport.open(Class::Bulk).await.is_err());
+    }
 }
