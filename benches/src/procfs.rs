@@ -20,6 +20,24 @@ pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     Ok(Duration::from_nanos(total))
 }
 
+/// As [`cpu_time`], of the threads of this name.
+///
+/// # Errors
+/// The process is gone.
+pub fn cpu_time_of(pid: u32, name: &str) -> anyhow::Result<Duration> {
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).context("list the server's threads")? {
+        let folder = thread?.path();
+        let is_named = fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim() == name);
+        let Ok(text) = fs::read_to_string(folder.join("schedstat")) else { continue };
+        if is_named {
+            let on_cpu = text.split(' ').next().context("schedstat has three numbers")?;
+            total += on_cpu.parse::<u64>().context("schedstat has numbers")?;
+        }
+    }
+    Ok(Duration::from_nanos(total))
+}
+
 /// Proportional set size in bytes: private memory, and a fair share of what is shared.
 ///
 /// # Errors

@@ -376,7 +376,7 @@ fn link_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().min(LINK_THREADS_MAX))
 }
 
-/// The core is one, and takes about a tenth of what a link's packets take.
+/// There is one core for all of them.
 const LINK_THREADS_MAX: usize = 16;
 
 async fn listen_tcp(

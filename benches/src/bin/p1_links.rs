@@ -33,7 +33,7 @@ use broker::{
         Counters, LaneSender as _, Links, Params, Transport as _,
         accept::{Acceptor, Admission, Attempt as _, Listener as _},
         identity::PeerCertificate,
-        quic::{QuicListener, QuicSocket, Shape},
+        quic::{QuicAddress, QuicListener, QuicSocket, Shape},
         tls::{self, Credentials, TierSecret},
     },
     store::mem::MemStore,
@@ -56,6 +56,8 @@ const TIER: &str = "tier-1";
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Handshakes that the nodes have in flight.
 const AT_ONCE: usize = 128;
+/// Name of the thread of the server's links.
+const LINKS: &str = "links";
 /// Rest before memory is read.
 const REST: Duration = Duration::from_secs(4);
 
@@ -116,6 +118,11 @@ impl Server {
         procfs::cpu_time(self.child.id())
     }
 
+    /// Of the links' thread alone.
+    fn cpu_of_links(&self) -> anyhow::Result<Duration> {
+        procfs::cpu_time_of(self.child.id(), LINKS)
+    }
+
     fn memory(&self) -> anyhow::Result<u64> {
         procfs::pss(self.child.id())
     }
@@ -170,18 +177,21 @@ async fn run(side: &str, links: usize, sockets: usize, periods: u32) -> anyhow::
         tokio::time::sleep(HEARTBEAT).await;
         let (cpu, own_cpu, beats) =
             (server.cpu()?, procfs::cpu_time(std::process::id())?, nodes.beats.load(Relaxed));
+        let links_cpu = server.cpu_of_links()?;
         tokio::time::sleep(HEARTBEAT * periods).await;
         let beats = u32::try_from(nodes.beats.load(Relaxed) - beats)?;
         ensure!(beats > 0, "no heartbeat was answered");
+        let links_cpu = (server.cpu_of_links()? - links_cpu) / beats;
         let (cpu, own_cpu) =
             ((server.cpu()? - cpu) / beats, (procfs::cpu_time(std::process::id())? - own_cpu) / beats);
         let (bytes, own) = (each(server.memory()?, before), each(procfs::own_rss()?, configs));
         say(format_args!(
-            "{:10} {beats} heartbeats: CPU {cpu:?} at the server, {own_cpu:?} here; then {bytes} B and {own} B a link",
+            "{:10} {beats} heartbeats: CPU {cpu:?} at the server, {links_cpu:?} of it in the thread of links, {own_cpu:?} here; then {bytes} B and {own} B a link",
             ""
         ));
         case["heartbeats"] = json!(beats);
         case["heartbeat_ns"] = json!(cpu.as_nanos());
+        case["heartbeat_links_ns"] = json!(links_cpu.as_nanos());
         case["node_heartbeat_ns"] = json!(own_cpu.as_nanos());
         case["server_bytes_later"] = json!(bytes);
         ensure!(server.up()? == links, "{} of {links} links are left", server.up()?);
@@ -363,8 +373,8 @@ fn serve(side: &str, folder: &Path) -> anyhow::Result<()> {
             "quinn" => serve_quinn(tls, any, &tasks, &up)?,
             "transport" => serve_transport(QuicListener::bind(any, tls, &secret, Shape::HUB)?, &tasks, &up)?,
             "hub" => {
-                let listener = QuicListener::bind(any, tls, &secret, Shape::HUB)?;
-                let address = listener.local_addr()?;
+                let bound = QuicAddress::bind(any, tls, &secret, Shape::HUB, 1)?;
+                let address = bound.local_addr()?;
                 let (store, recovered) = (MemStore::auto(), broker::store::Recovered::default());
                 let config = Config::hub("r0", TIER, [9; 16], 1);
                 let acceptor = Acceptor {
@@ -375,10 +385,12 @@ fn serve(side: &str, folder: &Path) -> anyhow::Result<()> {
                     links: Arc::<Links>::default(),
                     tasks: tasks.clone(),
                 };
-                tasks.spawn(
-                    "accept",
-                    acceptor.run(listener, |_certificate: PeerCertificate| async { Ok(()) }),
-                );
+                // As a hub does it: links on a thread of their own, the core on another.
+                let port = bound.into_ports().pop().context("one port")?;
+                tasks.spawn_thread(LINKS, move || async move {
+                    let listener = port.listen().expect("a socket of this process");
+                    acceptor.run(listener, |_certificate: PeerCertificate| async { Ok(()) }).await;
+                })?;
                 address
             }
             other => bail!("no side {other}"),
