@@ -128,6 +128,7 @@ impl Tier {
             copies: config.copies,
             shards: config.shards,
             log_bytes: config.log_bytes,
+            log_age: config.log_age,
             downlog_bytes: config.downlog_bytes,
         };
         setup::prepare(&connection, &layout, config.sync_always).await?;

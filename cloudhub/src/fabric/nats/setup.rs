@@ -39,6 +39,8 @@ pub struct Layout {
     pub shards: u32,
     /// Bytes of all Logs together, on each server.
     pub log_bytes: u64,
+    /// How long a record of a Log is kept.
+    pub log_age: Duration,
     /// Bytes of what the tier sends nodes, on each server.
     pub downlog_bytes: u64,
 }
@@ -261,6 +263,7 @@ fn of_logs(shard: u32, layout: &Layout) -> Config {
         name: names::log_stream(shard),
         subjects: vec![names::log_subjects(shard)],
         max_bytes: i64::try_from(layout.log_bytes / u64::from(layout.shards.max(1))).unwrap_or(i64::MAX),
+        max_age: layout.log_age,
         discard: DiscardPolicy::New,
         allow_rollup: true,
         ..base(layout)

@@ -1,6 +1,6 @@
 //! `[fabric]`: the NATS servers that the replicas of one tier share.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     Role, as_usize, folder,
@@ -54,6 +54,8 @@ pub struct Fabric {
     pub shards: u32,
     /// Room of all Logs together, bytes on each server.
     pub log_bytes: u64,
+    /// Older records of Logs go.
+    pub log_age: Duration,
     /// Room of what is sent to nodes, bytes on each server.
     pub downlog_bytes: u64,
     /// The operator says that every server flushes before it acknowledges.
@@ -81,6 +83,7 @@ const AUTHORITY: Key = Key { path: "fabric.authority", env: "OCTOBUS_FABRIC_AUTH
 const COPIES: Key = Key { path: "fabric.copies", env: "OCTOBUS_FABRIC_COPIES", flag: "" };
 const SHARDS: Key = Key { path: "fabric.shards", env: "OCTOBUS_FABRIC_SHARDS", flag: "" };
 const LOG_BYTES: Key = Key { path: "fabric.log_bytes", env: "OCTOBUS_FABRIC_LOG_BYTES", flag: "" };
+const LOG_AGE: Key = Key { path: "fabric.log_age", env: "OCTOBUS_FABRIC_LOG_AGE", flag: "" };
 const DOWNLOG_BYTES: Key =
     Key { path: "fabric.downlog_bytes", env: "OCTOBUS_FABRIC_DOWNLOG_BYTES", flag: "" };
 const SYNC_ALWAYS: Key = Key { path: "fabric.sync_always", env: "OCTOBUS_FABRIC_SYNC_ALWAYS", flag: "" };
@@ -104,6 +107,7 @@ pub(super) fn read(role: Role, layers: &mut Layers) -> Option<Fabric> {
         copies: layers.take(COPIES, |text| units::count(text, 1, 5).and_then(as_usize)).unwrap_or(1),
         shards: layers.take(SHARDS, shards).unwrap_or(8),
         log_bytes: layers.take(LOG_BYTES, room).unwrap_or(16 << 30),
+        log_age: layers.take(LOG_AGE, log_age).unwrap_or(Duration::from_hours(7 * 24)),
         downlog_bytes: layers.take(DOWNLOG_BYTES, room).unwrap_or(1 << 30),
         sync_always: layers.take(SYNC_ALWAYS, units::boolean).unwrap_or(false),
         require_durability: layers.take(REQUIRE, durability).unwrap_or(Durability::Process),
@@ -174,6 +178,14 @@ fn durability(text: &str) -> Result<Durability, String> {
     }
 }
 
+/// Not less than nodes keep for a tier that lost what it had not flushed.
+fn log_age(text: &str) -> Result<Duration, String> {
+    match units::duration(text)? {
+        age if age < Duration::from_hours(1) => Err("less than 1h: nothing could be read in time".to_owned()),
+        age => Ok(age),
+    }
+}
+
 /// As it stands in the file.
 pub(super) fn show(fabric: &Fabric) -> toml::Table {
     let text = |text: &str| toml::Value::String(text.to_owned());
@@ -200,6 +212,7 @@ pub(super) fn show(fabric: &Fabric) -> toml::Table {
     put("copies", count(fabric.copies as u64));
     put("shards", count(fabric.shards.into()));
     put("log_bytes", text(&units::show_size(fabric.log_bytes)));
+    put("log_age", text(&units::show_duration(fabric.log_age)));
     put("downlog_bytes", text(&units::show_size(fabric.downlog_bytes)));
     put("sync_always", toml::Value::Boolean(fabric.sync_always));
     put("require_durability", text(fabric.require_durability.as_str()));

@@ -72,7 +72,7 @@ impl Site {
                 let shards = self.connection.shards();
                 let subject = names::log_subject(node, &stream, shards);
                 let shard = names::log_stream(names::shard(node, shards));
-                found(self.connection.last(&shard, &subject).await)
+                found(self.last(&shard, &subject).await)
             }
             What::Put(put) => self.put(put).await,
             What::Get { key } => {
@@ -129,13 +129,29 @@ impl Site {
         Outcome::Ours(claim.is_some_and(|claim| claim.session == held && !claim.away))
     }
 
+    /// The last message of a Log. A server of 2.9 whose last message of a subject was deleted by hand says that
+    /// there is none, to whoever reads and to whoever expects a sequence, while older ones are there: they are
+    /// looked through, and what follows them has to expect nothing.
+    async fn last(&self, stream: &str, subject: &str) -> Result<Option<Stored>, NatsError> {
+        let last = self.connection.last(stream, subject).await?;
+        if last.is_some() {
+            return Ok(last);
+        }
+        let (mut found, mut next) = (None, 1);
+        while let Some(stored) = self.connection.next(stream, subject, next).await? {
+            next = stored.sequence + 1;
+            found = Some(stored);
+        }
+        Ok(found.map(|stored| Stored { sequence: 0, ..stored }))
+    }
+
     /// The claim and every read go out together.
     async fn adopt(&self, adopt: Adopt) -> Result<Box<Standing>, codec::proto::Refusal> {
         let shards = self.connection.shards();
         let shard = names::log_stream(names::shard(&adopt.node, shards));
         let end_of = async |stream: &str| {
             let subject = names::log_subject(&adopt.node, stream, shards);
-            let last = self.connection.last(&shard, &subject).await?;
+            let last = self.last(&shard, &subject).await?;
             Ok::<_, NatsError>(last.map(of_stored).as_ref().and_then(message::end_of))
         };
         let claimant = Claimant {
