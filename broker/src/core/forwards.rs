@@ -81,6 +81,9 @@ impl Core {
     /// Everybody whom this peer may speak for beside itself, and names on its list that nobody enrolled yet.
     pub(super) fn behind(&self, peer: &str) -> Behind {
         let mut behind = Behind::default();
+        if self.config.shared {
+            return behind; // a tier's replica adopts who links to it, and nobody else
+        }
         let mut next = VecDeque::from(self.forward(peer).map_or_else(Vec::new, |known| known.forwards));
         while let Some(name) = next.pop_front() {
             let beside = *name != *peer && *name != *self.config.name;

@@ -24,6 +24,7 @@ use codec::{Class, Flags, FrameView, frame::FrameParts, proto};
 use super::{
     Core, DropReason, Timer,
     event::{Intent, Origin, Seen},
+    link::{FEATURE_NO_INTENTS, Side},
     space::scope::INTENT_RESULT,
 };
 use crate::limits;
@@ -66,6 +67,10 @@ impl Core {
             _ => return Err(format!("space {space} of {owner:?} is nobody's to ask from here")),
         };
         let asks_hub = owner.is_empty();
+        let mut above = self.links.values().filter(|link| link.side == Side::Above);
+        if asks_hub && above.any(|link| link.can(FEATURE_NO_INTENTS)) {
+            return Err("this tier applies no intents of nodes: write at a hub (`octobus put`)".to_owned());
+        }
         let origin: Origin = if asks_hub { Arc::clone(&self.own) } else { "".into() };
         let log = self.log_of(&origin, &stream, Class::Event, None);
         if asks_hub && self.logs[&log].next > self.passed_upto(log) + limits::INTENTS_MAX {

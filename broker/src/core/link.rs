@@ -46,8 +46,11 @@ pub(super) struct Feature(u8);
 pub(super) const FEATURE_RELAY: Feature = Feature(1);
 /// The peer grants windows and keeps to those that it is granted.
 pub(super) const FEATURE_CREDIT: Feature = Feature(2);
-/// What this build can do.
-const FEATURES: [(&str, Feature); 2] = [("relay", FEATURE_RELAY), ("credit", FEATURE_CREDIT)];
+/// The peer above, a tier, applies no intents: they are refused where they are asked.
+pub(super) const FEATURE_NO_INTENTS: Feature = Feature(4);
+/// What this build can do, or understands.
+const FEATURES: [(&str, Feature); 3] =
+    [("relay", FEATURE_RELAY), ("credit", FEATURE_CREDIT), ("no-intents", FEATURE_NO_INTENTS)];
 
 /// A number that the peer declared for a source of its own.
 pub(super) type LinkSource = u32;
@@ -483,6 +486,13 @@ impl Core {
         }
     }
 
+    /// What this side says that it can do. Who is above says what it does not, if it does not.
+    fn features(&self) -> Vec<String> {
+        let says = |feature: Feature| feature != FEATURE_NO_INTENTS || self.config.shared;
+        let said = FEATURES.into_iter().filter(|(_, feature)| says(*feature));
+        said.map(|(name, _)| name.to_owned()).collect()
+    }
+
     fn hello(&mut self, session: SessionId) -> proto::Hello {
         // A wall clock that was set back must not make a newer dial look older.
         self.last_claim = self.now.wall_us.max(self.last_claim + 1);
@@ -491,7 +501,7 @@ impl Core {
         proto::Hello {
             protocol_min: *PROTOCOL.start(),
             protocol_max: *PROTOCOL.end(),
-            features: FEATURES.map(|(name, _)| name.to_owned()).to_vec(),
+            features: self.features(),
             instance: bytes::Bytes::copy_from_slice(&self.config.instance),
             dictionaries: Vec::new(),
             logs: self.log_offers(link),
@@ -563,7 +573,7 @@ impl Core {
         let link = &self.links[&session];
         let welcome = proto::Welcome {
             protocol: hello.protocol_max.min(*PROTOCOL.end()),
-            features: FEATURES.map(|(name, _)| name.to_owned()).to_vec(),
+            features: self.features(),
             time_us: self.now.wall_us,
             marks: self.marks_for(link),
             positions: self.positions_for(link),

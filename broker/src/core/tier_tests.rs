@@ -8,7 +8,7 @@ use codec::{Class, Flags, Kind, Record, RecordHeader, frame::FrameParts, proto};
 use super::{
     Config,
     event::{
-        Event, Publish, SessionId, Target,
+        Command, Event, Intent, Publish, Response, Seen, SessionId, Target,
         tier::{AdoptedLog, AdoptedSpace, Adoption, Ask, DownLog, Mirrored, News, come_again},
     },
     test_host::{Host, Pair},
@@ -82,8 +82,8 @@ impl Host {
     }
 
     fn unacknowledged(&mut self) -> u64 {
-        match self.run(super::event::Command::Stats) {
-            super::event::Response::Stats(stats) => stats.log_unacknowledged,
+        match self.run(Command::Stats) {
+            Response::Stats(stats) => stats.log_unacknowledged,
             other => panic!("stats, not {other:?}"),
         }
     }
@@ -462,4 +462,42 @@ fn a_new_stream_of_what_goes_down_is_another_history() {
         .map(|log| (log.epoch(), log.durable_next))
         .collect();
     assert_eq!(down, [(7, 41), (8, 3)]);
+}
+
+#[test]
+fn an_intent_to_a_tier_is_refused_where_it_is_asked() {
+    let mut pair = tier(0);
+    pair.link_up();
+    pair.quiet();
+    pair.hub.adopt(Adoption::default());
+    pair.quiet();
+    let intent = Intent {
+        id: "i1".to_owned(),
+        space: "fleet".into(),
+        key: "obj/a".to_owned(),
+        value: None,
+        seen: Seen::Any,
+    };
+    match pair.node.run(Command::Intend { owner: "".into(), intent }) {
+        Response::Refused(why) => assert!(why.contains("octobus put"), "{why}"),
+        other => panic!("a refusal, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_relay_forwards_for_nobody_in_a_tier() {
+    let mut pair = tier(0);
+    let identity = br#"{"generation":1,"key":"k","revoked":[],"forwards":["n2"]}"#;
+    let records = vec![
+        record(Kind::PUT, (1, 1), "identity/n1", identity),
+        record(Kind::PUT, (1, 2), "identity/n2", identity),
+    ];
+    let sys = Mirrored { space: "sys".into(), incarnation: 1, records, complete: Some(2) };
+    pair.hub.news(News::Mirrored(sys));
+    pair.link_up();
+    pair.quiet();
+    pair.hub.adopt(Adoption::default());
+    pair.quiet();
+    assert!(pair.hub.core.link_of("n1").is_some());
+    assert!(pair.node.core.forwarded().is_empty(), "what it would bring has no place in the tier");
 }

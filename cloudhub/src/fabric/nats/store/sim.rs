@@ -769,7 +769,7 @@ fn run(seed: u64, steps: usize) -> u64 {
 
 #[test]
 fn whatever_fails_nothing_is_lost_nothing_is_there_twice_and_nothing_goes_back() {
-    let seeds = std::env::var("OCTOBUS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(40);
+    let seeds = std::env::var("OCTOBUS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(24);
     let first = std::env::var("OCTOBUS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let mut appends = 0;
     for seed in first..first + seeds {
