@@ -183,10 +183,10 @@ impl Reader {
     async fn page(&mut self, source: u32, from: u64) -> Outcome<Vec<Record>> {
         self.read += 1;
         let read = self.read;
-        self.store.read(ReadRequest { read, source, from, bytes_max: PAGE_BYTES });
+        self.store.read(ReadRequest { read, source, from, bytes_max: PAGE_BYTES, wanted: None });
         loop {
             match poll_fn(|cx| self.store.poll_event(cx)).await {
-                StoreEvent::Read { read: done, records } if done == read => return Ok(records),
+                StoreEvent::Read { read: done, records, .. } if done == read => return Ok(records),
                 StoreEvent::Refused { reason, .. } => return Err(Failure::failed(reason)),
                 _ => {}
             }

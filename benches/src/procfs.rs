@@ -52,8 +52,20 @@ pub fn pss(pid: u32) -> anyhow::Result<u64> {
 /// # Errors
 /// The process is gone, or is not ours to look at.
 pub fn written(pid: u32) -> anyhow::Result<u64> {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("read what was written")?;
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).context("find write_bytes")?;
+    io(pid, "write_bytes: ")
+}
+
+/// Bytes that the process has read so far, from files in the page cache too.
+///
+/// # Errors
+/// The process is gone, or is not ours to look at.
+pub fn read(pid: u32) -> anyhow::Result<u64> {
+    io(pid, "rchar: ")
+}
+
+fn io(pid: u32, name: &str) -> anyhow::Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("read the process's io")?;
+    let line = io.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("find {name}"))?;
     Ok(line.parse()?)
 }
 

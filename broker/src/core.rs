@@ -263,7 +263,7 @@ impl Config {
 #[derive(Debug)]
 enum Reading {
     /// A client's cursor.
-    Cursor(ClientIx, LogId),
+    Cursor(deliver::CursorRead),
     /// A QoS 2 delivery that is to be sent again after a restart.
     Redelivery(ClientIx, u16),
     /// A link's export.
@@ -464,7 +464,7 @@ impl Core {
             Event::LinkReceived { session, records } => self.on_link_received(session, records),
             Event::LinkClosed { session } => self.on_link_closed(session),
             Event::Persisted(lsn) => self.on_persisted(lsn),
-            Event::ReadDone { read, records } => self.on_read_done(read, records),
+            Event::ReadDone { read, records, next } => self.on_read_done(read, records, next),
             Event::StoreRefused { reason, .. } => self.on_store_refused(reason),
             Event::StoreLow { reason } => self.on_store_low(&reason),
             Event::StoreAmple => self.on_store_ample(),
@@ -567,10 +567,10 @@ impl Core {
         self.refusing || self.low
     }
 
-    fn on_read_done(&mut self, read: ReadId, records: Vec<Record>) {
+    fn on_read_done(&mut self, read: ReadId, records: Vec<Record>, next: u64) {
         let Some(reading) = self.reads.remove(&read) else { return };
         match reading {
-            Reading::Cursor(client, log) => self.on_cursor_read(client, log, &records),
+            Reading::Cursor(reading) => self.on_cursor_read(reading, &records, next),
             Reading::Redelivery(client, packet_id) => self.on_redelivery_read(client, packet_id, &records),
             Reading::Export(session, log) => self.on_export_read(session, log, &records),
             Reading::Mark(session, log) => self.on_mark_read(session, log, &records),
@@ -584,8 +584,12 @@ impl Core {
     fn read(&mut self, source: LogId, from: u64, bytes_max: usize, reading: Reading) {
         let read = self.next_read;
         self.next_read += 1;
+        let wanted = match &reading {
+            Reading::Cursor(reading) => reading.wanted.clone(),
+            _ => None,
+        };
         self.reads.insert(read, reading);
-        self.out.push(Action::Read(ReadRequest { read, source, from, bytes_max }));
+        self.out.push(Action::Read(ReadRequest { read, source, from, bytes_max, wanted }));
     }
 
     fn after(&mut self, delay: Duration, timer: Timer) {

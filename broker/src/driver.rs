@@ -192,7 +192,7 @@ impl<S: Store> Driver<S> {
                 self.forget(&Origin::default(), lsn);
                 self.apply(Event::Persisted(lsn));
             }
-            StoreEvent::Read { read, records } => self.apply(Event::ReadDone { read, records }),
+            StoreEvent::Read { read, records, next } => self.apply(Event::ReadDone { read, records, next }),
             StoreEvent::Low { reason } => {
                 tracing::warn!(reason, "the store is low on space; new data is refused");
                 self.apply(Event::StoreLow { reason });

@@ -221,7 +221,7 @@ impl<C: Fn(u32) -> Config, O: Fn(u32, &Record)> Driver<C, O> {
             let Poll::Ready(event) = member.store.poll_event(&mut context) else { return };
             let event = match event {
                 StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
-                StoreEvent::Read { read, records } => Event::ReadDone { read, records },
+                StoreEvent::Read { read, records, next } => Event::ReadDone { read, records, next },
                 other => unreachable!("a store in memory that nobody disturbs: {other:?}"),
             };
             member.core.apply(now, event, &mut self.actions);

@@ -35,6 +35,11 @@ pub trait Store: Send + 'static {
     /// one that covers it whole. A `table` record drops what is below its
     /// `first`, except the gap that ends right below it. A gap that covers nothing (a change of epoch)
     /// stands right before the record that follows it; a read never ends on one unless the Log does.
+    ///
+    /// Returned is everything in `from..next`, except what the request allows to leave out: records that match none
+    /// of what is wanted. How many of those are left out is the store's choice, and it may end a read on one, even
+    /// with nothing to return. A gap that covers nothing and stands at `next` may be told twice. Only where the Log
+    /// has nothing from `from` on is `next` not above it.
     fn read(&mut self, request: ReadRequest);
 
     /// What a tier's core asks beside: whose node is whose. A store of one process is never asked.
@@ -51,8 +56,8 @@ pub trait Store: Send + 'static {
 pub enum StoreEvent {
     /// Every group up to this lsn is durable.
     Persisted(Lsn),
-    /// A read is done.
-    Read { read: ReadId, records: Vec<Record> },
+    /// A read is done; it goes on at `next`, see [`Store::read`].
+    Read { read: ReadId, records: Vec<Record>, next: u64 },
     /// The store's space comes to an end: what adds data should be refused from now on. Groups are still
     /// taken, on what is held back for those that free space or move positions: deletions, trims, cursors.
     Low { reason: String },

@@ -244,7 +244,7 @@ impl Host {
         while let Some(event) = self.disk.poll(now) {
             let event = match event {
                 StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
-                StoreEvent::Read { read, records } => Event::ReadDone { read, records },
+                StoreEvent::Read { read, records, next } => Event::ReadDone { read, records, next },
                 StoreEvent::Low { reason } => Event::StoreLow { reason },
                 StoreEvent::Ample => Event::StoreAmple,
                 StoreEvent::Damaged(damage) => Event::StoreDamaged(damage),

@@ -119,7 +119,9 @@ impl<S: Store> Bare<S> {
                     self.durable = lsn;
                     self.apply(Event::Persisted(lsn));
                 }
-                StoreEvent::Read { read, records } => self.apply(Event::ReadDone { read, records }),
+                StoreEvent::Read { read, records, next } => {
+                    self.apply(Event::ReadDone { read, records, next })
+                }
                 other => say(format_args!("the store says {other:?}")),
             }
         }
@@ -311,7 +313,7 @@ fn overlay() -> anyhow::Result<Value> {
                 let mut from = 0;
                 while from < LOG_RECORDS {
                     reads += 1;
-                    store.read(ReadRequest { read: 1, source: 1, from, bytes_max: READ_BYTES });
+                    store.read(ReadRequest { read: 1, source: 1, from, bytes_max: READ_BYTES, wanted: None });
                     let answer = runtime.block_on(next(&mut store));
                     let StoreEvent::Read { records, .. } = answer else { continue };
                     from = records.last().map_or(LOG_RECORDS, |last| last.header.seq + 1);

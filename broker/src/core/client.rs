@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use codec::{Kind, proto};
+use codec::{Filter, Kind, proto};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -30,6 +30,9 @@ use super::{
     log::LogId,
 };
 use crate::limits;
+
+/// With more filters than this a store is not asked to look for what matches them.
+const WANTED_MAX: usize = 64;
 
 /// A client's place in the core's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -130,6 +133,14 @@ impl Client {
     /// It holds cursors: it subscribed to something at QoS 1 or 2.
     pub(super) fn wants_logs(&self) -> bool {
         self.front == Front::Mqtt && self.subscriptions.values().any(|held| held.qos > 0)
+    }
+
+    /// The filters for which it reads Logs: a store may leave out what matches none of them. `None` if that would
+    /// leave out nothing, or costs more than it spares.
+    pub(super) fn wanted_of_logs(&self) -> Option<Arc<[Filter]>> {
+        let filters = || self.subscriptions.values().filter(|held| held.qos > 0).map(|held| &held.filter);
+        let few = filters().count() <= WANTED_MAX && filters().all(|filter| filter.as_str() != "#");
+        few.then(|| filters().cloned().collect())
     }
 
     /// It may get another unacknowledged delivery of this size.

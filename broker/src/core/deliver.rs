@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use codec::{Flags, FrameView, Kind, Record};
+use codec::{Filter, Flags, FrameView, Kind, Record};
 
 use super::{
     Core, DropReason, Reading,
@@ -14,6 +14,17 @@ use super::{
     trie,
 };
 use crate::limits;
+
+/// A read for a cursor.
+#[derive(Debug)]
+pub(super) struct CursorRead {
+    client: ClientIx,
+    log: LogId,
+    /// Where the cursor stood.
+    from: u64,
+    /// What the client wanted then: the store may have left out all else.
+    pub(super) wanted: Option<Arc<[Filter]>>,
+}
 
 /// Records looked at for one client in one `apply`.
 const PUMP_RECORDS: usize = 256;
@@ -141,7 +152,9 @@ impl Core {
             let Some(record) = log.in_tail(next).cloned() else {
                 if client.has_window(id, 0) && client.queued < limits::CLIENT_QUEUE_BYTES {
                     client.cursors.get_mut(&id).expect("looked at it").reading = true;
-                    self.read(id, next, READ_BYTES, Reading::Cursor(ix, id));
+                    let wanted = client.wanted_of_logs();
+                    let reading = CursorRead { client: ix, log: id, from: next, wanted };
+                    self.read(id, next, READ_BYTES, Reading::Cursor(reading));
                 }
                 return;
             };
@@ -152,11 +165,18 @@ impl Core {
         self.pump_clients.insert((ix, id));
     }
 
-    pub(super) fn on_cursor_read(&mut self, ix: ClientIx, id: LogId, records: &[Record]) {
+    pub(super) fn on_cursor_read(&mut self, reading: CursorRead, records: &[Record], next: u64) {
+        let CursorRead { client: ix, log: id, from, wanted } = reading;
         let Some(client) = self.clients.get_mut(&ix) else { return };
+        let is_stale = wanted.is_some() && client.wanted_of_logs() != wanted;
         let Some(cursor) = client.cursors.get_mut(&id) else { return };
         cursor.reading = false;
-        if records.is_empty() {
+        if is_stale || cursor.next != Some(from) {
+            // What was left out may be wanted by now: it is read again.
+            self.pump_clients.insert((ix, id));
+            return;
+        }
+        if records.is_empty() && next <= from {
             // The store has nothing from here on although the Log says so: say it, and go on.
             let durable_next = self.logs.get(&id).map_or(1, |log| log.durable_next);
             let next = cursor.next.replace(durable_next).unwrap_or(durable_next);
@@ -164,8 +184,16 @@ impl Core {
         }
         // Without room nothing is pumped: an acknowledgement, a read or a reconnect wakes the client.
         if records.iter().all(|record| self.offer(ix, id, record)) {
+            self.pass_over(ix, id, next);
             self.pump_clients.insert((ix, id));
         }
+    }
+
+    /// Moves a cursor over records that a read left out. Those that are not told to be durable stay in front of it.
+    fn pass_over(&mut self, ix: ClientIx, id: LogId, next: u64) {
+        let Some(durable_next) = self.logs.get(&id).map(|log| log.durable_next) else { return };
+        let cursor = self.cursor_mut(ix, id);
+        cursor.next = cursor.next.map(|at| at.max(next.min(durable_next)));
     }
 
     /// Offers one record to a cursor that is behind. False: no room, the cursor stays before it.
@@ -430,10 +458,14 @@ mod tests {
     }
 
     fn subscribe() -> Event {
+        subscribe_to("#")
+    }
+
+    fn subscribe_to(filter: &str) -> Event {
         let subscription = Subscription {
             id: 1,
             origin: OriginFilter::Own,
-            filter: codec::Filter::parse("#").unwrap(),
+            filter: Filter::parse(filter).unwrap(),
             qos: 2,
             group: None,
             no_local: false,
@@ -509,7 +541,7 @@ mod tests {
         while !events.is_empty() {
             let event = match events.remove(0) {
                 StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
-                StoreEvent::Read { read, records } => Event::ReadDone { read, records },
+                StoreEvent::Read { read, records, next } => Event::ReadDone { read, records, next },
                 other => panic!("{other:?}"),
             };
             delivered.extend(apply(&mut core, &mut store, event));
@@ -520,5 +552,58 @@ mod tests {
             }
         }
         assert_eq!(delivered, [1, 2]);
+    }
+
+    #[test]
+    fn a_filter_that_comes_while_a_read_leaves_out_its_records_misses_none_of_them() {
+        let mut store = MemStore::new();
+        let mut core = restored(&mut store);
+        let run = |core: &mut Core, store: &mut MemStore, event| {
+            let delivered = apply(core, store, event);
+            store.flush();
+            while let Poll::Ready(StoreEvent::Persisted(lsn)) =
+                store.poll_event(&mut Context::from_waker(Waker::noop()))
+            {
+                apply(core, store, Event::Persisted(lsn));
+                store.flush();
+            }
+            delivered
+        };
+        run(&mut core, &mut store, open(SUBSCRIBER, "s"));
+        run(&mut core, &mut store, subscribe_to("other"));
+        run(&mut core, &mut store, Event::SessionClosed { session: SUBSCRIBER, clean: true });
+        run(&mut core, &mut store, open(DEVICE, "d"));
+        run(&mut core, &mut store, publish(1));
+
+        // A restart: the first message is in the store only, and the cursor goes there for it.
+        let (mut store, _) = store.crash();
+        let mut core = restored(&mut store);
+        run(&mut core, &mut store, open(DEVICE, "d"));
+        let (mut actions, mut reads) = (Vec::new(), Vec::new());
+        core.apply(NOW, open(SUBSCRIBER, "s"), &mut actions);
+        for action in actions {
+            match action {
+                Action::Persist(group) => store.submit(group),
+                Action::Read(request) => reads.push(request),
+                _ => {}
+            }
+        }
+        assert_eq!(reads.len(), 1);
+        run(&mut core, &mut store, subscribe());
+        run(&mut core, &mut store, publish(2));
+        // Now the store comes to the read, which was for the old filter.
+        store.read(reads.remove(0));
+        let mut delivered = Vec::new();
+        while let Poll::Ready(event) = store.poll_event(&mut Context::from_waker(Waker::noop())) {
+            let event = match event {
+                StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
+                StoreEvent::Read { read, records, next } => Event::ReadDone { read, records, next },
+                other => panic!("{other:?}"),
+            };
+            delivered.extend(apply(&mut core, &mut store, event));
+            delivered.extend(apply(&mut core, &mut store, Event::TimerFired));
+            store.flush();
+        }
+        assert!(delivered.contains(&2), "{delivered:?}");
     }
 }

@@ -8,7 +8,7 @@ pub mod tier;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use codec::{Class, Filter, Record, proto};
+use codec::{Class, Filter, FrameView, Kind, Record, proto};
 
 use crate::store::Damage;
 
@@ -70,8 +70,8 @@ pub enum Event {
     /// Every group up to this lsn is durable. The only place where acknowledgements are born.
     Persisted(Lsn),
     /// A read came back: records of one Log in order, starting at the asked seq or at the next that
-    /// exists. Empty: nothing there.
-    ReadDone { read: ReadId, records: Vec<Record> },
+    /// exists, and where to read on; see [`Store::read`](crate::store::Store::read).
+    ReadDone { read: ReadId, records: Vec<Record>, next: u64 },
     /// The store cannot take writes (full disk, I/O error). Publishes are refused until it can.
     StoreRefused { lsn: Lsn, reason: String },
     /// The store's space comes to an end. What adds data is refused until [`Event::StoreAmple`]; what frees
@@ -117,7 +117,7 @@ pub struct Group {
 }
 
 /// Which records of a Log to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadRequest {
     /// Comes back in [`Event::ReadDone`].
     pub read: ReadId,
@@ -125,8 +125,22 @@ pub struct ReadRequest {
     pub source: u32,
     /// First seq wanted. Gap records that cover it or follow it are returned in place.
     pub from: u64,
-    /// Stop after this many bytes of records; at least one record is returned.
+    /// Stop after this many bytes of records; at least one record is returned, unless some were left out.
     pub bytes_max: usize,
+    /// Records whose topics match none of these may be left out, gaps never. `None`: all are wanted.
+    pub wanted: Option<Arc<[Filter]>>,
+}
+
+impl ReadRequest {
+    /// Whether the record must be returned. A frame that cannot be read is left to who asks.
+    #[must_use]
+    pub fn wants(&self, record: &Record) -> bool {
+        let Some(wanted) = self.wanted.as_deref().filter(|_| record.header.kind == Kind::LOG) else {
+            return true;
+        };
+        FrameView::parse(&record.body)
+            .map_or(true, |view| wanted.iter().any(|filter| filter.matches(view.topic(), true)))
+    }
 }
 
 /// A client connects.
@@ -604,7 +618,7 @@ impl StateEntry {
     /// The value, without copying.
     #[must_use]
     pub fn value(&self) -> Bytes {
-        codec::FrameView::parse(&self.frame)
+        FrameView::parse(&self.frame)
             .map_or_else(|_| Bytes::new(), |view| self.frame.slice_ref(view.payload()))
     }
 }

@@ -131,16 +131,17 @@ impl Host {
         }
         for request in reads {
             let records = self.shelf.iter().filter(|record| record.header.seq >= request.from);
-            let records = records.take(2).cloned().collect();
-            self.apply(Event::ReadDone { read: request.read, records });
+            let records: Vec<_> = records.take(2).cloned().collect();
+            let next = records.last().map_or(request.from, |last| last.header.seq + 1);
+            self.apply(Event::ReadDone { read: request.read, records, next });
         }
     }
 
     fn take_reads(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(event) = self.store.poll_event(&mut cx) {
-            if let StoreEvent::Read { read, records } = event {
-                self.apply(Event::ReadDone { read, records });
+            if let StoreEvent::Read { read, records, next } = event {
+                self.apply(Event::ReadDone { read, records, next });
             }
         }
     }

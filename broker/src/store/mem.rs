@@ -142,8 +142,8 @@ impl Store for MemStore {
     }
 
     fn read(&mut self, request: ReadRequest) {
-        let records = self.image.read(&request);
-        self.events.push_back(StoreEvent::Read { read: request.read, records });
+        let (records, next) = self.image.read(&request);
+        self.events.push_back(StoreEvent::Read { read: request.read, records, next });
         self.wake();
     }
 
@@ -219,10 +219,11 @@ impl Image {
         }
     }
 
-    fn read(&self, request: &ReadRequest) -> Vec<Record> {
-        let mut out = Vec::new();
+    /// Leaves out whatever it may, and stops wherever it may: whoever reads must stand that.
+    fn read(&self, request: &ReadRequest) -> (Vec<Record>, u64) {
+        let (mut out, mut next) = (Vec::new(), request.from);
         let (mut bytes, mut enough) = (0, false);
-        let Some(log) = self.logs.get(&request.source) else { return out };
+        let Some(log) = self.logs.get(&request.source) else { return (out, next) };
         // The entry in front may be a gap that reaches over the wanted seq.
         let reaching = log.records.range(..(request.from, facts::EMPTY)).next_back();
         let following = log.records.range((request.from, facts::EMPTY)..);
@@ -236,9 +237,12 @@ impl Image {
             }
             bytes += record.wire_len();
             enough |= span.is_full();
-            out.push(record.clone());
+            next = next.max(span.last + u64::from(span.is_full()));
+            if request.wants(record) {
+                out.push(record.clone());
+            }
         }
-        out
+        (out, next)
     }
 
     fn recovered(&self) -> Recovered {
@@ -331,7 +335,7 @@ mod tests {
     }
 
     fn read(store: &mut MemStore, from: u64, bytes_max: usize) -> Vec<u64> {
-        store.read(ReadRequest { read: 1, source: 1, from, bytes_max });
+        store.read(ReadRequest { read: 1, source: 1, from, bytes_max, wanted: None });
         match next(store) {
             Some(StoreEvent::Read { records, .. }) => records.iter().map(|r| r.header.seq).collect(),
             other => panic!("expected the read, not {other:?}"),

@@ -178,7 +178,7 @@ impl Broker {
                 moved = true;
                 self.event(match event {
                     StoreEvent::Persisted(lsn) => Event::Persisted(lsn),
-                    StoreEvent::Read { read, records } => Event::ReadDone { read, records },
+                    StoreEvent::Read { read, records, next } => Event::ReadDone { read, records, next },
                     StoreEvent::Refused { lsn, reason } => Event::StoreRefused { lsn, reason },
                     StoreEvent::Low { reason } => Event::StoreLow { reason },
                     StoreEvent::Ample => Event::StoreAmple,

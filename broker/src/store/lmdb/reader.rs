@@ -30,8 +30,8 @@ pub(super) fn run(shared: &Shared) {
     let mut waiting = VecDeque::new();
     while shared.reads.take(&mut waiting) {
         for request in waiting.drain(..) {
-            if let Some(records) = reader.serve(&request) {
-                shared.events.push(StoreEvent::Read { read: request.read, records });
+            if let Some((records, next)) = reader.serve(&request) {
+                shared.events.push(StoreEvent::Read { read: request.read, records, next });
             }
         }
     }
@@ -48,6 +48,10 @@ struct Answer<'a> {
     bytes: usize,
     /// It has a record or a gap that covers something.
     enough: bool,
+    /// Everything in front of this seq is in it, or left out.
+    next: u64,
+    /// Bytes of journal that were looked at.
+    looked: u64,
 }
 
 /// Why a read was not served, though nothing is known to be lost.
@@ -61,11 +65,11 @@ enum ReadError {
 
 impl Reader<'_> {
     /// Tries until it succeeds; `None` if the store ends before.
-    fn serve(&self, request: &ReadRequest) -> Option<Vec<Record>> {
+    fn serve(&self, request: &ReadRequest) -> Option<(Vec<Record>, u64)> {
         let mut told = false;
         loop {
             match self.try_serve(request) {
-                Ok(records) => return Some(records),
+                Ok(answer) => return Some((answer.records, answer.next)),
                 Err(error) if !told => {
                     tracing::error!(%error, source = request.source, "cannot read a Log now, trying again");
                     told = true;
@@ -78,8 +82,9 @@ impl Reader<'_> {
         }
     }
 
-    fn try_serve(&self, request: &ReadRequest) -> Result<Vec<Record>, ReadError> {
-        let mut answer = Answer { request, records: Vec::new(), bytes: 0, enough: false };
+    fn try_serve<'r>(&self, request: &'r ReadRequest) -> Result<Answer<'r>, ReadError> {
+        let next = request.from;
+        let mut answer = Answer { request, records: Vec::new(), bytes: 0, enough: false, next, looked: 0 };
         // Everything in front of this place is served. Entries change while this goes on: they are cut,
         // and joined when segments are rewritten.
         let mut at: Key = (request.from, facts::EMPTY);
@@ -91,7 +96,13 @@ impl Reader<'_> {
                 if end < at {
                     continue;
                 }
-                match self.read_run(request.source, at.0, key, &run) {
+                // Not on what covers nothing: it is told with what follows it.
+                if answer.is_long() && at.1 == facts::EMPTY {
+                    return Ok(answer);
+                }
+                let behind = (end.0.saturating_add(u64::from(end.1)), 1 - end.1);
+                answer.looked += run.place.len;
+                match self.read_run(request, at.0, key, &run) {
                     // The segment was freed after the view was taken: another look tells where the records
                     // are now, if they are still in the Log.
                     Err(error)
@@ -109,27 +120,27 @@ impl Reader<'_> {
                         let (events, place) = (&self.shared.events, run.place);
                         self.shared.quarantine.tell(events, place.segment, place.offset, what);
                         if answer.add(unreadable(request.source, at.0, key, &run)).is_break() {
-                            return Ok(answer.records);
+                            return Ok(answer);
                         }
                     }
                     Ok(records) => {
                         if records.into_iter().try_for_each(|record| answer.add(record)).is_break() {
-                            return Ok(answer.records);
+                            return Ok(answer);
                         }
                     }
                 }
-                at = (end.0.saturating_add(u64::from(end.1)), 1 - end.1);
+                (answer.next, at) = (behind.0, behind);
             }
             if until == END {
                 break;
             }
             at = at.max(until);
         }
-        Ok(answer.records)
+        Ok(answer)
     }
 
-    /// The records that an index entry claims, from the wanted seq on.
-    fn read_run(&self, source: u32, from: u64, key: Key, run: &Run) -> io::Result<Vec<Record>> {
+    /// The records that an index entry claims, from this seq on, without those that are not wanted.
+    fn read_run(&self, request: &ReadRequest, from: u64, key: Key, run: &Run) -> io::Result<Vec<Record>> {
         let (salt, file) = self.shared.segments.file(run.place.segment)?;
         if run.place.len == 0 {
             // It stands for records whose place is not known.
@@ -138,7 +149,7 @@ impl Reader<'_> {
         let len = usize::try_from(run.place.len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let mut picked: Vec<Record> = Vec::new();
         let mut pick = |record: Record| {
-            if record.header.source == source
+            if record.header.source == request.source
                 && let Some(span) = Span::of(&record)
             {
                 if run.gap && (span.start, span.order) == key && record.header.kind == Kind::GAP {
@@ -158,6 +169,8 @@ impl Reader<'_> {
         scan::read_groups(&file, salt, run.place.offset, len, &mut |_, _, records| {
             scan::split(records).for_each(&mut pick);
         })?;
+        // Only now: one that is not wanted may have taken the place of one that is.
+        picked.retain(|record| request.wants(record));
         if picked.iter().map(Record::wire_len).sum::<usize>() < len / 4 {
             for record in &mut picked {
                 record.body = Bytes::copy_from_slice(&record.body);
@@ -170,13 +183,20 @@ impl Reader<'_> {
 impl Answer<'_> {
     fn add(&mut self, record: Record) -> ControlFlow<()> {
         let len = record.wire_len();
+        let span = Span::of(&record).expect("only Log records and gaps are read");
         if self.enough && self.bytes + len > self.request.bytes_max {
+            self.next = self.next.max(span.start);
             return ControlFlow::Break(());
         }
         self.bytes += len;
-        self.enough |= Span::of(&record).is_some_and(Span::is_full);
+        self.enough |= span.is_full();
         self.records.push(record);
         ControlFlow::Continue(())
+    }
+
+    /// So much was looked at that others come first, though there may be little to return.
+    fn is_long(&self) -> bool {
+        self.request.wanted.is_some() && self.looked > LOOK_MAX && self.next > self.request.from
     }
 }
 
@@ -209,5 +229,7 @@ fn unreadable(source: u32, from: u64, (start, order): Key, run: &Run) -> Record 
     Record { header, body: facts::corruption_gap(from, run.last.max(from)) }
 }
 
+/// Bytes of journal that one read for narrow filters looks at. Tests write little.
+const LOOK_MAX: u64 = if cfg!(test) { 2 << 10 } else { 1 << 20 };
 /// Between two tries of a read.
 const RETRY_AFTER: Duration = Duration::from_millis(100);

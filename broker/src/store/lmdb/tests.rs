@@ -15,6 +15,7 @@ mod compaction;
 mod copies;
 mod damage;
 mod room;
+mod wanted;
 
 pub(super) use self::compaction::{Crash, crashes_at};
 
@@ -60,11 +61,11 @@ fn persist(store: &mut LmdbStore, groups: Vec<Group>) {
 }
 
 fn read<S: Store>(store: &mut S, source: u32, from: u64, bytes_max: usize) -> Vec<Record> {
-    store.read(ReadRequest { read: 5, source, from, bytes_max });
+    store.read(ReadRequest { read: 5, source, from, bytes_max, wanted: None });
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     loop {
         match runtime.block_on(std::future::poll_fn(|cx| store.poll_event(cx))) {
-            StoreEvent::Read { read: 5, records } => return records,
+            StoreEvent::Read { read: 5, records, .. } => return records,
             StoreEvent::Low { .. } | StoreEvent::Ample | StoreEvent::Damaged(_) => {}
             other => panic!("{other:?}"),
         }
@@ -387,11 +388,11 @@ fn a_read_that_fails_for_now_is_tried_again_and_tells_no_gap() {
     let (name, aside) = (dir.path().join("journal").join(segment_name(1)), dir.path().join("aside"));
     std::fs::rename(&name, &aside).unwrap();
     std::os::unix::fs::symlink(&name, &name).unwrap();
-    store.read(ReadRequest { read: 4, source: 1, from: 0, bytes_max: usize::MAX });
+    store.read(ReadRequest { read: 4, source: 1, from: 0, bytes_max: usize::MAX, wanted: None });
     assert!(store.poll_event(&mut Context::from_waker(Waker::noop())).is_pending());
     std::fs::rename(&aside, &name).unwrap();
     assert!(
-        matches!(next(&mut store), StoreEvent::Read { read: 4, records } if records == [log(1, 1, b"x")])
+        matches!(next(&mut store), StoreEvent::Read { read: 4, records, .. } if records == [log(1, 1, b"x")])
     );
 }
 
@@ -403,7 +404,7 @@ fn a_read_that_cannot_succeed_does_not_keep_the_store_from_ending() {
     let name = dir.path().join("journal").join(segment_name(1));
     std::fs::remove_file(&name).unwrap();
     std::os::unix::fs::symlink(&name, &name).unwrap();
-    store.read(ReadRequest { read: 4, source: 1, from: 0, bytes_max: usize::MAX });
+    store.read(ReadRequest { read: 4, source: 1, from: 0, bytes_max: usize::MAX, wanted: None });
     drop(store);
 }
 

@@ -383,9 +383,9 @@ impl<'a> Run<'a> {
                 self.note(Note::Persisted(lsn));
                 self.apply(Event::Persisted(lsn));
             }
-            StoreEvent::Read { read, records } => {
+            StoreEvent::Read { read, records, next } => {
                 self.reads -= 1;
-                self.apply(Event::ReadDone { read, records });
+                self.apply(Event::ReadDone { read, records, next });
             }
             StoreEvent::Low { reason } => panic!("{reason}"),
             StoreEvent::Damaged(damage) => panic!("a crash damages nothing: {damage}"),

@@ -51,7 +51,8 @@ use super::{
 /// What an operation or a read came to.
 enum Done {
     Op(Token, Asked, Outcome),
-    Read(ReadId, Vec<Record>),
+    /// Its records, and where to read on.
+    Read(ReadId, Vec<Record>, u64),
     /// A read that got no answer: again.
     ReadAgain(ReadRequest),
     /// The connection was lost and made again, or messages were.
@@ -126,12 +127,13 @@ impl NatsStore {
     fn read_down(&mut self, request: ReadRequest) {
         let Some(node) = self.lanes.down_of(request.source).map(str::to_owned) else {
             // Logs of nodes are read from JetStream, not through a core.
-            return self.events.push_back(StoreEvent::Read { read: request.read, records: Vec::new() });
+            let (read, next) = (request.read, request.from);
+            return self.events.push_back(StoreEvent::Read { read, records: Vec::new(), next });
         };
         let site = self.site.clone();
         self.work.push(Box::pin(async move {
             match site.down(&node, request.from, request.bytes_max).await {
-                Ok(records) => Done::Read(request.read, records),
+                Ok((records, next)) => Done::Read(request.read, records, next),
                 Err(error) => {
                     tracing::debug!(%node, %error, "what goes down cannot be read now");
                     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
@@ -182,8 +184,8 @@ impl Store for NatsStore {
                     self.lanes.done(&token, asked, outcome);
                     self.turn();
                 }
-                Poll::Ready(Some(Done::Read(read, records))) => {
-                    self.events.push_back(StoreEvent::Read { read, records });
+                Poll::Ready(Some(Done::Read(read, records, next))) => {
+                    self.events.push_back(StoreEvent::Read { read, records, next });
                 }
                 Poll::Ready(Some(Done::ReadAgain(request))) => self.read_down(request),
                 Poll::Ready(Some(Done::Disturbed(disturbances))) => {

@@ -84,7 +84,7 @@ fn a_damaged_group_behind_the_checkpoint_costs_its_records_alone_and_is_named() 
     flip(&segment(dir.path(), 2), 64 + 30);
     let (mut store, recovered) = open(dir.path(), options(NEVER)).unwrap();
     assert!(!recovered.uncertain && recovered.damage.is_empty(), "old segments are not read at a start");
-    store.read(ReadRequest { read: 1, source: 1, from: 0, bytes_max: usize::MAX });
+    store.read(ReadRequest { read: 1, source: 1, from: 0, bytes_max: usize::MAX, wanted: None });
     let StoreEvent::Damaged(damage) = next_of_all(&mut store) else { panic!() };
     assert_eq!(damage.file, "journal/0000000000000002.seg");
     let StoreEvent::Read { records, .. } = next(&mut store) else { panic!() };

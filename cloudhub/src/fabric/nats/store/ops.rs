@@ -217,13 +217,13 @@ impl Site {
         }
     }
 
-    /// What was sent to a node, from a sequence on.
+    /// What was sent to a node, from a sequence on, and where to read on.
     pub(super) async fn down(
         &self,
         node: &str,
         from: u64,
         bytes_max: usize,
-    ) -> Result<Vec<Record>, NatsError> {
+    ) -> Result<(Vec<Record>, u64), NatsError> {
         let subject = names::downlog_subject(node);
         let (mut records, mut bytes, mut next) = (Vec::new(), 0, from);
         while bytes < bytes_max {
@@ -233,7 +233,7 @@ impl Site {
             bytes += record.wire_len();
             records.push(record);
         }
-        Ok(records)
+        Ok((records, next))
     }
 
     /// As the streams are now.

@@ -329,8 +329,8 @@ impl World {
         while let Poll::Ready(event) = self.nodes[node].disk.poll_event(&mut cx) {
             match event {
                 StoreEvent::Persisted(lsn) => self.apply_node(node, Event::Persisted(lsn)),
-                StoreEvent::Read { read, records } => {
-                    self.apply_node(node, Event::ReadDone { read, records })
+                StoreEvent::Read { read, records, next } => {
+                    self.apply_node(node, Event::ReadDone { read, records, next })
                 }
                 other => panic!("a disk without faults: {other:?}"),
             }
@@ -358,7 +358,8 @@ impl World {
                     Action::Tier(ask) => self.hubs[hub].lanes.ask(ask),
                     Action::Output { session, output } => self.output(false, session, output),
                     Action::Read(request) => {
-                        events.push_back(Event::ReadDone { read: request.read, records: Vec::new() });
+                        let (read, next) = (request.read, request.from);
+                        events.push_back(Event::ReadDone { read, records: Vec::new(), next });
                     }
                     Action::Respond { .. } => {}
                 }
