@@ -41,6 +41,7 @@ mod reader;
 mod rebuild;
 mod room;
 mod segments;
+mod topics;
 mod writer;
 pub mod written;
 

@@ -9,6 +9,7 @@
 //! locals   (kind, key) -> body of the record, which has key and value
 //! index    (source, start, order) -> run, see index.rs
 //! logs     source -> last seq, last epoch, last crc
+//! topics   (source, start, order) -> place of a run and its topics, see topics.rs
 //! ```
 //!
 //! Every value (but the format) is followed by a crc32c of key and value. A key that LMDB cannot hold is replaced by its hash; the values hold the key itself.
@@ -35,6 +36,7 @@ use sha2::{Digest, Sha256};
 use super::{
     index::{self, Key, Run, Runs},
     overlay::{END, Layer, LogChanges, LogEnd},
+    topics::{Probes, RuledOut, Scope, Topics},
 };
 use crate::{
     core::event::Lsn,
@@ -140,6 +142,7 @@ struct Tables {
     locals: Table,
     index: Table,
     logs: Table,
+    topics: Table,
 }
 
 /// What the store keeps in memory of its checkpoint.
@@ -196,6 +199,8 @@ pub(super) struct Move {
     pub(super) to: Option<Place>,
     /// Bytes of those records.
     pub(super) bytes: u32,
+    /// Topics of those records.
+    pub(super) topics: Topics,
 }
 
 impl Move {
@@ -242,6 +247,7 @@ impl Checkpoint {
         }
         let opened = Opened::open(path, map_bytes).map_err(fault)?;
         opened.check_format(path, store_id)?;
+        opened.forget_old_topics().map_err(fault)?;
         if !opened.knows_itself().map_err(fault)? {
             let what = "its own description is damaged: move the folder away to have it rebuilt".to_owned();
             return Err(OpenError::Checkpoint { path: path.to_owned(), what });
@@ -319,6 +325,21 @@ impl Checkpoint {
     /// which on there may be more; and the lsn up to which all is in.
     pub(super) fn runs(&self, source: u32, from: u64, limit: usize) -> Result<(Lsn, Runs, Key)> {
         self.with(|opened| opened.runs(source, from, limit))
+    }
+
+    /// Which of these runs of a Log have nothing that is asked for.
+    pub(super) fn ruled_out(&self, source: u32, runs: &Runs, probes: &Probes) -> Result<RuledOut> {
+        self.with(|opened| opened.ruled_out(source, runs, probes))
+    }
+
+    /// As a version that knows no topics leaves it.
+    #[cfg(test)]
+    pub(super) fn set_topics_lsn(&self, at: Lsn) -> Result<()> {
+        self.with(|opened| {
+            let mut txn = opened.env.write_txn()?;
+            opened.tables.meta.put(&mut txn, META_TOPICS, &at.to_be_bytes())?;
+            txn.commit()
+        })
     }
 
     /// All index entries that point into these segments, in no order.
@@ -448,6 +469,18 @@ impl Opened {
         }
     }
 
+    /// Drops the topics of all runs if a version that knows nothing of them wrote since.
+    fn forget_old_topics(&self) -> Result<()> {
+        let mut txn = self.env.write_txn()?;
+        let (meta, topics) = (self.tables.meta, self.tables.topics);
+        let applied = meta.0.get(&txn, META_APPLIED)?;
+        if meta.get(&txn, META_TOPICS)? == applied.and_then(|raw| unseal(META_APPLIED, raw)) {
+            return Ok(());
+        }
+        topics.0.clear(&mut txn)?;
+        txn.commit()
+    }
+
     /// The tables whose values have crcs and can be repaired.
     fn repairable(&self) -> [(&'static str, Table); 5] {
         let Tables { sources, state, locals, index, logs, .. } = self.tables;
@@ -475,7 +508,8 @@ impl Opened {
                 table.delete(&mut txn, &key)?;
             }
         }
-        let Tables { index, logs, .. } = self.tables;
+        let Tables { index, logs, topics, .. } = self.tables;
+        topics.0.clear(&mut txn)?;
         let mut holes: Vec<(u32, u64, u64)> = Vec::new();
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
         for row in index.iter(&txn)? {
@@ -568,6 +602,22 @@ impl Opened {
         Ok((self.applied(&txn)?, runs, until))
     }
 
+    fn ruled_out(&self, source: u32, runs: &Runs, probes: &Probes) -> Result<RuledOut> {
+        let (Some((first, _)), Some((last, _))) = (runs.first_key_value(), runs.last_key_value()) else {
+            return Ok(RuledOut::default());
+        };
+        let txn = self.env.read_txn()?;
+        let (first, last) = (index_key(source, *first), index_key(source, *last));
+        let range = (Bound::Included(&first[..]), Bound::Included(&last[..]));
+        let mut ruled_out = RuledOut::default();
+        for row in self.tables.topics.range(&txn, &range)? {
+            let (key, raw) = row?;
+            let scope = Scope::decode(raw).filter(|_| key.len() == INDEX_KEY && !probes.may_match(raw));
+            ruled_out.0.extend(scope.map(|scope| ((&key[4..]).get_u64(), scope)));
+        }
+        Ok(ruled_out)
+    }
+
     /// The entry in front of this place, which may reach over it.
     fn reaching(&self, txn: &RoTxn<'_, WithoutTls>, source: u32, from: Key) -> Result<Runs> {
         let found = self.tables.index.get_lower_than(txn, &index_key(source, from))?;
@@ -592,9 +642,9 @@ impl Opened {
     /// Bytes of pages that hold something.
     fn used(&self) -> Result<u64> {
         let txn = self.env.read_txn()?;
-        let Tables { meta, sources, state, locals, index, logs } = &self.tables;
+        let Tables { meta, sources, state, locals, index, logs, topics } = &self.tables;
         let mut bytes = 0;
-        for table in [meta, sources, state, locals, index, logs] {
+        for table in [meta, sources, state, locals, index, logs, topics] {
             let stat = table.0.stat(&txn)?;
             let pages = stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
             bytes += pages as u64 * u64::from(stat.page_size);
@@ -629,6 +679,7 @@ impl Opened {
             self.commit_log(&mut txn, *source, changes, &mut live)?;
         }
         tables.meta.put(&mut txn, META_APPLIED, &layer.last_lsn.to_be_bytes())?;
+        tables.meta.put(&mut txn, META_TOPICS, &layer.last_lsn.to_be_bytes())?;
         txn.commit()?;
         Ok(live)
     }
@@ -667,12 +718,20 @@ impl Opened {
             live.add(run);
             self.tables.index.put(txn, &key, &run.encode())?;
         }
+        for (start, run, topics) in &changes.topics {
+            let key = index_key(source, (*start, facts::FULL));
+            // What was cut since is read.
+            if self.tables.index.get(txn, &key)?.and_then(Run::decode) == Some(*run) {
+                self.tables.topics.put(txn, &key, &topics.encode(run))?;
+            }
+        }
         self.tables.logs.put(txn, &source.to_be_bytes(), &encode_end(&changes.end))
     }
 
     fn move_runs(&self, moves: &[Move]) -> Result<LiveChanges> {
         let mut txn = self.env.write_txn()?;
         let mut live = LiveChanges::default();
+        let mut moved: HashMap<(u32, Key), (Run, Topics)> = HashMap::new();
         for planned in moves {
             let until = after((planned.run.last, facts::FULL));
             let mut old = self.page(&txn, planned.source, planned.key, until, usize::MAX)?;
@@ -684,17 +743,29 @@ impl Opened {
             for (key, run) in &old {
                 if let Some(run) = planned.moved(*key, run) {
                     new.insert(*key, run);
+                    moved.insert((planned.source, *key), (run, planned.topics.clone()));
                 }
             }
             if let (Some(mut front), Some(next)) = (before.first_entry(), new.first_entry())
                 && front.get_mut().join(next.get())
             {
-                next.remove();
+                let (next_key, _) = next.remove_entry();
                 let (key, joined) = (*front.key(), *front.get());
                 old.extend(self.reaching(&txn, planned.source, *first)?);
                 new.insert(key, joined);
+                let next = moved.remove(&(planned.source, next_key));
+                if let (Some((run, topics)), Some((_, next))) = (moved.get_mut(&(planned.source, key)), next)
+                {
+                    *run = joined;
+                    topics.join(&next);
+                }
             }
             self.replace(&mut txn, planned.source, &old, &new, &mut live)?;
+        }
+        for ((source, key), (run, topics)) in moved {
+            if topics.is_worth_keeping(&run) {
+                self.tables.topics.put(&mut txn, &index_key(source, key), &topics.encode(&run))?;
+            }
         }
         txn.commit()?;
         Ok(live)
@@ -734,6 +805,7 @@ impl Opened {
         for (key, run) in old.iter().filter(|(key, _)| !new.contains_key(*key)) {
             self.tables.index.delete(txn, &index_key(source, *key))?;
             live.remove(run);
+            self.hand_on_topics(txn, source, *key, new)?;
         }
         for (key, run) in new.iter().filter(|(key, run)| old.get(*key) != Some(*run)) {
             self.tables.index.put(txn, &index_key(source, *key), &run.encode())?;
@@ -743,6 +815,21 @@ impl Opened {
             live.add(run);
         }
         Ok(())
+    }
+}
+
+impl Opened {
+    /// The topics of a run go with it, or to what is left of its records under another start.
+    fn hand_on_topics(&self, txn: &mut RwTxn<'_>, source: u32, of: Key, new: &Runs) -> Result<()> {
+        let key = index_key(source, of);
+        let Some(raw) = self.tables.topics.get(txn, &key)?.map(<[u8]>::to_vec) else { return Ok(()) };
+        self.tables.topics.delete(txn, &key)?;
+        let scope = Scope::decode(&raw);
+        let heir = new.range(of..).find(|(_, run)| scope.is_some_and(|scope| scope.covers(run)));
+        match heir {
+            Some((key, _)) => self.tables.topics.put(txn, &index_key(source, *key), &raw),
+            None => Ok(()),
+        }
     }
 }
 
@@ -758,13 +845,14 @@ impl Tables {
                 create("locals")?,
                 create("index")?,
                 create("logs")?,
+                create("topics")?,
             ];
             Ok::<_, heed::Error>(CommitOrAbort::<_, ()>::Commit(tables))
         })?;
-        let [meta, sources, state, locals, index, logs] = made.unwrap_commit();
-        let [meta, sources, state, locals, index, logs] =
-            [meta, sources, state, locals, index, logs].map(Table);
-        Ok(Self { meta, sources, state, locals, index, logs })
+        let [meta, sources, state, locals, index, logs, topics] = made.unwrap_commit();
+        let [meta, sources, state, locals, index, logs, topics] =
+            [meta, sources, state, locals, index, logs, topics].map(Table);
+        Ok(Self { meta, sources, state, locals, index, logs, topics })
     }
 }
 
@@ -854,7 +942,7 @@ fn decode_end(mut raw: &[u8]) -> LogEnd {
 const DATA: &str = "data.mdb";
 /// Format of the checkpoint. 2: values have checksums.
 const FORMAT: u32 = 2;
-const TABLES: usize = 6;
+const TABLES: usize = 7;
 /// Bytes of an index entry's key.
 const INDEX_KEY: usize = 13;
 /// The reader thread, the checkpoint thread, recovery, and room.
@@ -863,6 +951,8 @@ const META_FORMAT: &[u8] = b"format";
 const META_STORE_ID: &[u8] = b"store id";
 const META_UNCERTAIN: &[u8] = b"uncertain at";
 const META_APPLIED: &[u8] = b"applied lsn";
+/// The applied lsn, as a version wrote it that keeps topics.
+const META_TOPICS: &[u8] = b"topics at";
 /// Bytes of a key besides its prefix; LMDB takes 1 900 and more with longer-keys.
 const KEY_MAX: usize = 1536;
 /// Index entries looked at together, by whatever looks at many.

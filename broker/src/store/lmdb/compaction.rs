@@ -29,6 +29,7 @@ use codec::{Kind, Record};
 use super::{
     checkpoint::{Live, Move},
     segments::Segments,
+    topics::Topics,
 };
 use crate::store::{
     facts::Span,
@@ -138,8 +139,10 @@ pub(super) fn copy(
     let number = segments.next_rewritten();
     let of_new = |error| CopyError { segment: number, is_damage: false, error };
     let mut rewrite = Rewrite::begin(&segments.dir, store_id, number).map_err(of_new)?;
-    let mut moves: Vec<Move> =
-        runs.into_iter().map(|(source, key, run)| Move { source, key, run, to: None, bytes: 0 }).collect();
+    let mut moves: Vec<Move> = runs
+        .into_iter()
+        .map(|(source, key, run)| Move { source, key, run, to: None, bytes: 0, topics: Topics::default() })
+        .collect();
     let order: HashMap<u64, usize> =
         old.iter().enumerate().map(|(at, segment)| (segment.header.number, at)).collect();
     moves.sort_unstable_by_key(|planned| (order[&planned.run.place.segment], planned.run.place.offset));
@@ -246,6 +249,9 @@ fn copy_group(
         if let Some(at) = claimant {
             let bytes = u32::try_from(record.wire_len()).expect("bodies are bounded by FRAME_MAX");
             moves[at].bytes = moves[at].bytes.saturating_add(bytes);
+            if record.header.kind == Kind::LOG {
+                moves[at].topics.add(&record);
+            }
             claimed_by.insert(at);
             kept.push(record);
         }

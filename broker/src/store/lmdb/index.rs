@@ -93,6 +93,12 @@ impl Run {
         false
     }
 
+    /// Whether this group is one of those that the run is read from.
+    pub(super) fn has_group(&self, group: Place) -> bool {
+        let Place { segment, offset, len } = self.place;
+        group.segment == segment && (offset..offset + len).contains(&group.offset)
+    }
+
     /// The part of this run, which starts at `start`, within `from..=to`.
     fn part(&self, start: u64, from: u64, to: u64) -> (Key, Self) {
         let share = u128::from(to - from + 1) * u128::from(self.bytes) / u128::from(self.last - start + 1);

@@ -15,7 +15,10 @@ use std::{
 use bytes::Bytes;
 use codec::{Kind, Record};
 
-use super::index::{self, Key, Run, Runs};
+use super::{
+    index::{self, Key, Run, Runs},
+    topics::Topics,
+};
 use crate::{
     core::event::Lsn,
     store::{
@@ -46,6 +49,14 @@ impl Layer {
     fn log(&mut self, source: u32, end: LogEnd) -> &mut LogChanges {
         self.logs.entry(source).or_insert_with(|| LogChanges { end, ..LogChanges::default() })
     }
+
+    /// Keeps the topics of a run that grows no more.
+    fn close(&mut self, source: u32, end: LogEnd, Tail { start, run, topics }: Tail) {
+        if topics.is_worth_keeping(&run) {
+            self.cost += ENTRY_COST + topics.cost();
+            self.log(source, end).topics.push((start, run, topics));
+        }
+    }
 }
 
 /// What a layer does to the index of one Log, in the order of the fields.
@@ -57,6 +68,9 @@ pub(super) struct LogChanges {
     pub(super) cuts: Vec<(u64, u64)>,
     /// Put these in.
     pub(super) runs: Runs,
+    /// Topics of runs that grow no more, with their starts, in the order of the journal. Only the checkpoint has a use
+    /// for them: what is in memory alone is never left out.
+    pub(super) topics: Vec<(u64, Run, Topics)>,
     /// The end of the Log after this layer.
     pub(super) end: LogEnd,
 }
@@ -85,6 +99,14 @@ pub(super) struct LogEnd {
     pub(super) last_crc: u32,
 }
 
+/// A run that may grow, and the topics of its records.
+#[derive(Debug)]
+struct Tail {
+    start: u64,
+    run: Run,
+    topics: Topics,
+}
+
 /// Both layers, and what the next change must know of all before.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
@@ -93,7 +115,9 @@ pub(super) struct Overlay {
     pub(super) frozen: Option<Arc<Layer>>,
     pub(super) ends: HashMap<u32, LogEnd>,
     /// The run of each Log that the next record may extend: the one at its end, if it was not cut.
-    tails: HashMap<u32, (u64, Run)>,
+    tails: HashMap<u32, Tail>,
+    /// Where the last group stands; no run goes on in another segment.
+    segment: u64,
     /// Groups that can no longer be read stood here: seqs that are missing behind it were in them.
     lost: Option<Place>,
 }
@@ -114,6 +138,13 @@ impl Overlay {
     pub(super) fn apply(&mut self, lsn: Lsn, place: Place, records: impl IntoIterator<Item = Record>) {
         self.active.last_lsn = lsn;
         self.active.journal_bytes += place.len;
+        if self.segment != place.segment {
+            self.segment = place.segment;
+            for (source, tail) in std::mem::take(&mut self.tails) {
+                let end = self.ends.get(&source).copied().unwrap_or_default();
+                self.active.close(source, end, tail);
+            }
+        }
         for record in records {
             self.apply_record(place, record);
         }
@@ -179,8 +210,14 @@ impl Overlay {
             let to = if span.is_full() { span.last } else { span.start - 1 };
             index::cut(&mut changes.runs, span.start, to);
             changes.cuts.push((span.start, to));
-            self.tails.remove(&source);
+            if let Some(tail) = self.tails.remove(&source) {
+                self.active.close(source, *end, tail);
+            }
+            // It may be a record of the same seqs in the same group as theirs.
+            let topics = &mut self.active.log(source, *end).topics;
+            while topics.pop_if(|(_, run, _)| run.has_group(place)).is_some() {}
         }
+        let changes = self.active.log(source, *end);
         if record.header.seq >= end.last {
             let gap = record.header.kind == Kind::GAP;
             let last_crc = if gap { 0 } else { crc32c::crc32c(&record.body) };
@@ -189,19 +226,27 @@ impl Overlay {
         }
         let bytes = u32::try_from(record.wire_len()).expect("bodies are bounded by FRAME_MAX");
         if record.header.kind == Kind::LOG {
-            if let Some((start, tail)) = self.tails.get_mut(&source)
-                && tail.extend(place, span.last, bytes)
+            if let Some(Tail { start, run, topics }) = self.tails.get_mut(&source)
+                && run.extend(place, span.last, bytes)
             {
-                changes.runs.insert((*start, facts::FULL), *tail);
+                changes.runs.insert((*start, facts::FULL), *run);
+                topics.add(record);
                 return;
             }
             let run = Run { place, last: span.last, bytes, gap: false };
-            if is_next {
-                self.tails.insert(source, (span.start, run));
-            }
             changes.runs.insert((span.start, span.order), run);
+            if is_next {
+                let mut topics = Topics::default();
+                topics.add(record);
+                if let Some(tail) = self.tails.insert(source, Tail { start: span.start, run, topics }) {
+                    self.active.close(source, *end, tail);
+                }
+            }
         } else {
-            self.tails.remove(&source);
+            if let Some(tail) = self.tails.remove(&source) {
+                self.active.close(source, *end, tail);
+            }
+            let changes = self.active.log(source, *end);
             let run = Run { place, last: span.last, bytes, gap: true };
             changes.runs.insert((span.start, span.order), run);
         }
@@ -214,7 +259,7 @@ impl Overlay {
         let changes = self.active.log(source, end);
         changes.first = changes.first.max(first);
         index::raise(&mut changes.runs, first);
-        if self.tails.get(&source).is_some_and(|(start, _)| *start < first) {
+        if self.tails.get(&source).is_some_and(|tail| tail.start < first) {
             self.tails.remove(&source);
         }
     }
@@ -252,7 +297,8 @@ impl Page {
         let runs = reaching.into_iter().chain(rest.by_ref().take(RUNS_PER_READ));
         let runs = runs.map(|(key, run)| (*key, *run)).collect();
         let until = rest.next().map_or(END, |(key, _)| *key);
-        let changes = LogChanges { first: changes.first, cuts: changes.cuts.clone(), runs, end: changes.end };
+        let (first, cuts, end) = (changes.first, changes.cuts.clone(), changes.end);
+        let changes = LogChanges { first, cuts, runs, end, topics: Vec::new() };
         Self { last_lsn, changes, until }
     }
 }

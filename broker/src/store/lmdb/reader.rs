@@ -14,6 +14,7 @@ use super::{
     index::{Key, Run, Runs},
     lock_of,
     overlay::{END, RUNS_PER_READ},
+    topics::{Probes, RuledOut},
 };
 use crate::{
     core::event::ReadRequest,
@@ -50,7 +51,7 @@ struct Answer<'a> {
     enough: bool,
     /// Everything in front of this seq is in it, or left out.
     next: u64,
-    /// Bytes of journal that were looked at.
+    /// What was looked at, in bytes of journal; a run that was left out counts for [`SKIP_COST`].
     looked: u64,
 }
 
@@ -85,12 +86,13 @@ impl Reader<'_> {
     fn try_serve<'r>(&self, request: &'r ReadRequest) -> Result<Answer<'r>, ReadError> {
         let next = request.from;
         let mut answer = Answer { request, records: Vec::new(), bytes: 0, enough: false, next, looked: 0 };
+        let probes = request.wanted.as_deref().and_then(Probes::new);
         // Everything in front of this place is served. Entries change while this goes on: they are cut,
         // and joined when segments are rewritten.
         let mut at: Key = (request.from, facts::EMPTY);
         let mut freed: Option<(Key, Place)> = None;
         'view: loop {
-            let (runs, until) = view(self.shared, request.source, at.0)?;
+            let View { runs, until, ruled_out } = view(self.shared, request.source, at.0, probes.as_ref())?;
             for (key, run) in runs {
                 let end = (run.last, key.1);
                 if end < at {
@@ -101,6 +103,11 @@ impl Reader<'_> {
                     return Ok(answer);
                 }
                 let behind = (end.0.saturating_add(u64::from(end.1)), 1 - end.1);
+                if ruled_out.has(key.0, &run) {
+                    answer.looked += SKIP_COST;
+                    (answer.next, at) = (behind.0, behind);
+                    continue;
+                }
                 answer.looked += run.place.len;
                 match self.read_run(request, at.0, key, &run) {
                     // The segment was freed after the view was taken: another look tells where the records
@@ -200,18 +207,32 @@ impl Answer<'_> {
     }
 }
 
-/// The index entries of a Log around and after this seq, up to a place, from which on there may be more.
-fn view(shared: &Shared, source: u32, from: u64) -> checkpoint::Result<(Runs, Key)> {
+/// A part of a Log's index.
+struct View {
+    runs: Runs,
+    /// From here on there may be more.
+    until: Key,
+    ruled_out: RuledOut,
+}
+
+/// The index entries of a Log around and after this seq.
+fn view(shared: &Shared, source: u32, from: u64, probes: Option<&Probes>) -> checkpoint::Result<View> {
     // First the overlay, then the checkpoint: what is committed in between is seen twice, not missed.
     let pages = lock_of(&shared.gathering).overlay.changes(source, from);
-    let (applied, mut runs, mut until) = shared.checkpoint.runs(source, from, RUNS_PER_READ)?;
+    // Most of them may be passed over.
+    let limit = if probes.is_some() { 8 * RUNS_PER_READ } else { RUNS_PER_READ };
+    let (applied, mut runs, mut until) = shared.checkpoint.runs(source, from, limit)?;
+    let ruled_out = match probes {
+        Some(probes) => shared.checkpoint.ruled_out(source, &runs, probes)?,
+        None => RuledOut::default(),
+    };
     let newer = || pages.iter().filter(|page| page.last_lsn > applied);
     until = newer().map(|page| page.until).fold(until, Key::min);
     for page in newer() {
         page.changes.apply(&mut runs, until);
     }
     runs.retain(|key, _| *key < until);
-    Ok((runs, until))
+    Ok(View { runs, until, ruled_out })
 }
 
 /// Stands in for records whose groups are damaged: a reader is told, and goes on behind them.
@@ -231,5 +252,7 @@ fn unreadable(source: u32, from: u64, (start, order): Key, run: &Run) -> Record 
 
 /// Bytes of journal that one read for narrow filters looks at. Tests write little.
 const LOOK_MAX: u64 = if cfg!(test) { 2 << 10 } else { 1 << 20 };
+/// What passing over a run costs, in bytes that are read in the same time, about.
+const SKIP_COST: u64 = 128;
 /// Between two tries of a read.
 const RETRY_AFTER: Duration = Duration::from_millis(100);

@@ -1,6 +1,6 @@
 //! Segments that are rewritten, and crashes and readers on the way.
 
-use super::*;
+use super::{super::topics::Probes, *};
 
 /// A step of a rewriting, after which a test ends the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,4 +190,25 @@ fn a_reader_that_races_rewriting_sees_every_record_once() {
         }
     }
     assert!(names(dir.path()).iter().any(is_rewritten));
+}
+
+#[test]
+fn what_is_copied_keeps_its_topics() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(dir.path(), options(Duration::ZERO)).unwrap();
+    let kept = mostly_dead(&mut store, 24);
+    let mut lsn = 24 * 4 + 1;
+    until(&mut store, &mut lsn, || names(dir.path()).iter().any(is_rewritten));
+    drop(store);
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    let (_, runs, _) = store.shared.checkpoint.runs(1, 0, usize::MAX).unwrap();
+    let moved: Vec<_> = runs.iter().filter(|(_, run)| run.place.segment > REWRITTEN).collect();
+    let ruled_out = |filter| {
+        let probes = Probes::new(&[codec::Filter::parse(filter).unwrap()]).unwrap();
+        let ruled_out = store.shared.checkpoint.ruled_out(1, &runs, &probes).unwrap();
+        moved.iter().filter(|((start, _), run)| ruled_out.has(*start, run)).count()
+    };
+    assert!(!moved.is_empty());
+    assert_eq!((ruled_out("none"), ruled_out("t")), (moved.len(), 0));
+    assert_eq!(read(&mut store, 1, 0, usize::MAX), kept);
 }

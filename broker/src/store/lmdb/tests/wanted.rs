@@ -1,8 +1,8 @@
-//! Reads for some filters: nothing that is wanted is left out.
+//! Reads for narrow filters: nothing that is wanted is left out, and what is left out is not read.
 
 use codec::Filter;
 
-use super::*;
+use super::{super::topics::Probes, *};
 
 const TOPICS: [&str; 6] = ["t", "a", "a/b", "a/b/c", "a/c", "b/b"];
 const FILTERS: [&str; 7] = ["t", "a/b", "a/#", "a/b/+", "+/b", "b/#", "none/#"];
@@ -167,6 +167,19 @@ fn some_runs(path: &Path) -> LmdbStore {
 }
 
 #[test]
+fn a_run_in_which_nothing_is_wanted_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = some_runs(dir.path());
+    let damaged =
+        OpenOptions::new().write(true).open(dir.path().join("journal").join(segment_name(2))).unwrap();
+    damaged.write_all_at(&[0xff; 64], 200).unwrap();
+    assert_eq!(read_on(&mut store, wanting(1, 0, usize::MAX, &["a/b", "b"])).0, []);
+    assert!(!store.shared.quarantine.has(2), "what is damaged was not even looked at");
+    let records = read(&mut store, 1, 0, usize::MAX);
+    assert!(records.iter().any(|record| record.header.kind == Kind::GAP), "the damage is there");
+}
+
+#[test]
 fn a_read_that_returns_nothing_says_where_to_read_on() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = some_runs(dir.path());
@@ -174,4 +187,20 @@ fn a_read_that_returns_nothing_says_where_to_read_on() {
     assert_eq!(records, []);
     assert!(ends.len() > 2 && ends.is_sorted(), "what one read looks at is bounded: {ends:?}");
     assert_eq!(ends.last(), Some(&61));
+}
+
+#[test]
+fn a_checkpoint_without_topics_or_with_those_of_an_older_one_is_read_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = some_runs(dir.path());
+    let (_, runs, _) = store.shared.checkpoint.runs(1, 0, usize::MAX).unwrap();
+    let none = Probes::new(&[Filter::parse("none").unwrap()]).unwrap();
+    let ruled_out = |store: &LmdbStore| store.shared.checkpoint.ruled_out(1, &runs, &none).unwrap().0.len();
+    assert!(ruled_out(&store) > 0);
+    // A version that knows no topics wrote a checkpoint.
+    store.shared.checkpoint.set_topics_lsn(7).unwrap();
+    drop(store);
+    let (mut store, _) = open(dir.path(), options(NEVER)).unwrap();
+    assert_eq!(ruled_out(&store), 0);
+    assert_eq!(read_on(&mut store, wanting(1, 0, usize::MAX, &["a"])).0.len(), 60);
 }
