@@ -10,17 +10,18 @@ use std::{
 };
 
 /// The crates of the workspace that each may depend on. Everything not listed here may depend on all.
-const MAY_DEPEND_ON: [(&str, &[&str]); 5] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
     ("codec", &[]),
     ("broker", &["codec"]),
     ("modules/ops", &["codec", "broker"]),
+    ("modules/kubeapi", &["codec", "broker"]),
     ("edgehub", &["codec", "broker", "ops"]),
-    ("cloudhub", &["codec", "broker", "ops"]),
+    ("cloudhub", &["codec", "broker", "kubeapi", "ops"]),
 ];
 
 /// A foreign library, and where it may be named: a prefix of paths for each. So that it can be replaced in
 /// one place, and read about in one place. Tests, benches and fuzz targets may name anything.
-const NAMED_IN: [(&str, &[&str]); 16] = [
+const NAMED_IN: [(&str, &[&str]); 18] = [
     // What the tier is made of is known behind the trait `Fabric` alone.
     ("async_nats", &["cloudhub/src/fabric/nats"]),
     // The peer in benches, and the intruder's own client in tests.
@@ -34,11 +35,22 @@ const NAMED_IN: [(&str, &[&str]); 16] = [
     ("prost", &["codec/"]),
     ("protox", &["codec/"]),
     ("lz4_flex", &["codec/"]),
-    ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity", "loadtest/src/pki"]),
+    (
+        "rcgen",
+        &["cloudhub/src/ca", "edgehub/src/identity", "loadtest/src/pki", "modules/kubeapi/src/pki"],
+    ),
     (
         "x509_parser",
-        &["broker/src/link/identity", "cloudhub/src/ca", "cloudhub/src/renew", "edgehub/src/identity"],
+        &[
+            "broker/src/link/identity",
+            "cloudhub/src/ca",
+            "cloudhub/src/renew",
+            "edgehub/src/identity",
+            "modules/kubeapi/src/auth/certificate",
+        ],
     ),
+    ("serde_saphyr", &["modules/kubeapi/src/json"]),
+    ("regex", &["modules/kubeapi/src/crd/structural"]),
     ("toml", &["modules/ops/src/config", "broker/src/front/auth", "loadtest/src/scenario"]),
     ("tracing_subscriber", &["modules/ops/src/logging"]),
     ("clap_complete", &["src/"]),
