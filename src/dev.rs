@@ -140,11 +140,15 @@ fn banner(config: &Config, node: &str, endpoints: &Endpoints) -> String {
     row("quic", shown(endpoints.quic), "links of nodes (UDP)");
     row("websocket", shown(endpoints.websocket), "links of nodes where UDP is blocked (TCP)");
     row("bootstrap", shown(endpoints.bootstrap), "nodes join here (octobus join)");
+    row("kubernetes", shown(endpoints.kubernetes), "kubectl and other clients of Kubernetes");
     row("metrics", shown(endpoints.metrics), "/metrics /healthz /readyz");
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
     row("admin", path(&endpoints.admin), "");
     row("node admin", path(&endpoints.node_admin), "");
     text.push_str(&lines_to_try(node, endpoints));
+    if let Some(kubeconfig) = &endpoints.kubeconfig {
+        writeln!(text, "\n  export KUBECONFIG={}", kubeconfig.display()).expect("a String takes everything");
+    }
     text.push_str("\nCtrl-C stops.\n");
     text.lines().map(str::trim_end).flat_map(|line| [line, "\n"]).collect()
 }

@@ -35,10 +35,7 @@ const NAMED_IN: [(&str, &[&str]); 18] = [
     ("prost", &["codec/"]),
     ("protox", &["codec/"]),
     ("lz4_flex", &["codec/"]),
-    (
-        "rcgen",
-        &["cloudhub/src/ca", "edgehub/src/identity", "loadtest/src/pki", "modules/kubeapi/src/pki"],
-    ),
+    ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity", "loadtest/src/pki", "modules/kubeapi/src/pki"]),
     (
         "x509_parser",
         &[

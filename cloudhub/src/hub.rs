@@ -86,6 +86,9 @@ pub enum StartError {
         "cannot listen at {address} ({what}): {source}; is something else running there? port 0 picks a free one"
     )]
     Listen { what: &'static str, address: SocketAddr, source: io::Error },
+    /// The Kubernetes API.
+    #[error(transparent)]
+    Kubernetes(#[from] kubeapi::ServeError),
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -214,7 +217,7 @@ impl Hub {
     }
 
     async fn serve(&mut self, config: &Config, auth: Auth, sockets: Sockets) -> Result<(), StartError> {
-        let Sockets { nats, quic, websocket, bootstrap, admin } = sockets;
+        let Sockets { nats, quic, websocket, bootstrap, kubernetes, admin } = sockets;
         let readiness = Readiness::default();
         let exporter = Exporter::new(Some(self.engine.handle.clone()), readiness.clone())
             .with_durability(engine::durability(config));
@@ -235,6 +238,20 @@ impl Hub {
                 Bootstrap::new(Arc::clone(&self.authority), self.registry.clone(), quic, websocket);
             let serving = bootstrap::serve(listener, tls, Arc::new(bootstrap), self.fronts.clone());
             self.fronts.spawn("bootstrap", serving);
+        }
+        if let Some(listener) = kubernetes {
+            let options = kubeapi::Options {
+                listener,
+                folder: &config.data.join("kubernetes"),
+                broker: self.engine.handle.clone(),
+                tasks: self.fronts.clone(),
+                tokens: Vec::new(),
+                anonymous: false,
+                controllers: true,
+            };
+            let serving = Box::pin(kubeapi::serve(options)).await?;
+            self.endpoints.kubernetes = Some(serving.address);
+            self.endpoints.kubeconfig = Some(serving.kubeconfig);
         }
         if let Some(address) = config.listen.metrics {
             let listening = metrics::serve(address, &exporter, &self.fronts).await;
@@ -325,6 +342,7 @@ struct Sockets {
     quic: Option<QuicAddress>,
     websocket: Option<WebSocketListener>,
     bootstrap: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
+    kubernetes: Option<TcpListener>,
     admin: AdminSocket,
 }
 
@@ -354,8 +372,9 @@ impl Sockets {
             }
             None => None,
         };
+        let kubernetes = listen_tcp("Kubernetes API", listen.kubernetes).await?;
         let admin = AdminSocket::bind(&listen.admin)?;
-        Ok(Self { nats, quic, websocket, bootstrap, admin })
+        Ok(Self { nats, quic, websocket, bootstrap, kubernetes, admin })
     }
 
     fn endpoints(&self, config: &Config) -> Endpoints {

@@ -12,6 +12,7 @@ mod bulk_delays_no_alarm;
 mod first_five_minutes;
 mod histories_do_not_mix;
 mod hostile_bytes;
+mod kubectl;
 mod mqtt_sessions;
 mod names_survive;
 mod nothing_acknowledged_is_lost;

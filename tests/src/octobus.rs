@@ -95,6 +95,10 @@ impl Octobus {
             let address = free_port();
             octobus.args.extend([(*flag).to_owned(), address.to_string()]);
         }
+        if role == Role::Dev {
+            // Tests of it ask for it.
+            octobus.args.extend(["--kubernetes", "off"].map(str::to_owned));
+        }
         octobus
     }
 
@@ -241,7 +245,12 @@ impl Running {
         &self.endpoints
     }
 
-    fn text(&self, part: &str) -> String {
+    /// A part of what the ready file says.
+    ///
+    /// # Panics
+    /// If it is not there.
+    #[must_use]
+    pub fn text(&self, part: &str) -> String {
         match &self.endpoints[part] {
             Value::String(text) => text.clone(),
             _ => panic!("the ready file names no {part}: {}", self.endpoints),

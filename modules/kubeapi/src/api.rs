@@ -27,7 +27,7 @@ use crate::{
 pub(crate) struct Api {
     pub(crate) store: Store,
     pub(crate) cache: Cache,
-    pub(crate) registry: Registry,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) authenticator: Authenticator,
     /// The certificate of the CA that signs this server's, for pods.
     pub(crate) ca_pem: String,

@@ -71,7 +71,7 @@ pub(crate) fn start(api: &Arc<Api>, tasks: &Tasks, all: bool) {
     tasks.spawn("kubernetes cache", async move { following.cache.run(store, stop).await });
     run(api, tasks, definitions::Definitions);
     run(api, tasks, namespaces::Namespaces);
-    run(api, tasks, garbage::Garbage::new(Arc::clone(api)));
+    run(api, tasks, garbage::Garbage::new(Arc::clone(&api.registry)));
     if all {
         run(api, tasks, accounts::Accounts);
         run(api, tasks, budgets::Budgets);
@@ -84,6 +84,11 @@ pub(crate) fn start(api: &Arc<Api>, tasks: &Tasks, all: bool) {
         run(api, tasks, replica_sets::ReplicaSets);
         run(api, tasks, scheduler::Scheduler);
     }
+}
+
+/// Serves the custom resources that the cache knows.
+pub(crate) fn serve_definitions(api: &Api) {
+    definitions::serve(api);
 }
 
 fn run<C: Controller>(api: &Arc<Api>, tasks: &Tasks, controller: C) {

@@ -104,12 +104,8 @@ impl Pki {
         TokenKey::new(&key.serialize_der()).map_err(|_| PkiError::Damaged { path })
     }
 
-    /// TLS of the server at an address, which asks clients for a certificate of this CA or of `others`.
-    pub(crate) fn tls(
-        &self,
-        address: SocketAddr,
-        others: &[CertificateDer<'static>],
-    ) -> Result<Arc<ServerConfig>, PkiError> {
+    /// TLS of the server at an address, which asks clients for a certificate of this CA.
+    pub(crate) fn tls(&self, address: SocketAddr) -> Result<Arc<ServerConfig>, PkiError> {
         let mut params = dated(LEAF_LIFETIME, "kube-apiserver", &[]);
         let names = [
             "localhost",
@@ -135,9 +131,6 @@ impl Pki {
         let certificate = params.signed_by(&key, &self.issuer)?;
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.clone())?;
-        for other in others {
-            roots.add(other.clone())?;
-        }
         let provider = Arc::new(ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
             .allow_unauthenticated()

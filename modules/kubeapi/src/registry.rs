@@ -106,7 +106,7 @@ impl Resource {
         format!("{}{namespace}/{name}", self.prefix())
     }
 
-    /// What its objects are stored as: events have two forms.
+    /// Whether it is this resource, in whatever version.
     pub(crate) fn is(&self, group: &str, plural: &str) -> bool {
         self.group == group && self.plural == plural
     }

@@ -9,7 +9,6 @@ use std::{
 };
 
 use broker::{Handle, Tasks};
-use rustls_pki_types::CertificateDer;
 use tokio::net::TcpListener;
 
 use crate::{
@@ -37,8 +36,6 @@ pub struct Options<'a> {
     pub broker: Handle,
     /// Its tasks run in this group and end with it.
     pub tasks: Tasks,
-    /// CAs besides its own whose client certificates count.
-    pub client_cas: Vec<CertificateDer<'static>>,
     /// Tokens that count besides those of service accounts.
     pub tokens: Vec<StaticToken>,
     /// Whether clients without credentials are `system:anonymous` or refused.
@@ -98,7 +95,7 @@ pub struct Serving {
 pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
     let address = options.listener.local_addr().map_err(ServeError::Address)?;
     let pki = Pki::open(options.folder)?;
-    let tls = pki.tls(address, &options.client_cas)?;
+    let tls = pki.tls(address)?;
     let kubeconfig = pki.kubeconfig(address)?;
     let path = options.folder.join("audit.log");
     let audit = Audit::open(&path).map_err(|source| ServeError::Audit { path, source })?;
@@ -111,7 +108,7 @@ pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
     let api = Arc::new(Api {
         store: Store::new(options.broker, "k8s".into()),
         cache: Cache::new(),
-        registry: Registry::new(),
+        registry: Arc::new(Registry::new()),
         authenticator,
         ca_pem: pki.ca_pem().to_owned(),
     });
@@ -124,6 +121,8 @@ pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
         () = stop.cancelled() => {}
         () = api.cache.reaches(written) => {}
     }
+    // What was defined before is served from the first request on.
+    controllers::serve_definitions(&api);
     let server = Arc::new(Server::new(api, audit, options.tasks.clone()));
     let serving = http::serve(options.listener, tls, server, options.tasks.clone());
     options.tasks.spawn("kubernetes api", serving);

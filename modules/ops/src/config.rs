@@ -39,6 +39,8 @@ pub const WEBSOCKET_PORT: u16 = broker::link::websocket::PORT;
 pub const QUIC_PORT: u16 = 10001;
 /// Port of HTTPS enrolment.
 pub const BOOTSTRAP_PORT: u16 = 10002;
+/// Port of the Kubernetes API of a single hub.
+pub const KUBERNETES_PORT: u16 = 6443;
 /// Port of a hub's health and metrics.
 pub const HUB_METRICS_PORT: u16 = 10003;
 /// Port of a node's health and metrics: not the hub's, so that both run on one machine.
@@ -129,6 +131,8 @@ pub struct Listen {
     pub websocket: Option<SocketAddr>,
     /// Enrolment by HTTPS (dev, cloud).
     pub bootstrap: Option<SocketAddr>,
+    /// The Kubernetes API of a single hub (dev, cloud).
+    pub kubernetes: Option<SocketAddr>,
     /// Health and metrics by plain HTTP: no secrets there, nothing can be changed.
     pub metrics: Option<SocketAddr>,
     /// Unix socket of administration.
@@ -233,6 +237,7 @@ const NODE_NATS: Key = Key { path: "listen.node_nats", env: "OCTOBUS_NODE_NATS",
 const QUIC: Key = Key { path: "listen.quic", env: "OCTOBUS_QUIC", flag: "--quic" };
 const WEBSOCKET: Key = Key { path: "listen.websocket", env: "OCTOBUS_WEBSOCKET", flag: "--websocket" };
 const BOOTSTRAP: Key = Key { path: "listen.bootstrap", env: "OCTOBUS_BOOTSTRAP", flag: "--bootstrap" };
+const KUBERNETES: Key = Key { path: "listen.kubernetes", env: "OCTOBUS_KUBERNETES", flag: "--kubernetes" };
 const METRICS: Key = Key { path: "listen.metrics", env: "OCTOBUS_METRICS", flag: "--metrics" };
 const ADMIN: Key = Key { path: "listen.admin", env: "OCTOBUS_ADMIN", flag: "--admin" };
 const USERS: Key = Key { path: "auth.users", env: "OCTOBUS_USERS", flag: "--users" };
@@ -306,6 +311,12 @@ impl Config {
             let place = layers.name(NATS);
             layers.mistake(place, what);
         }
+        if config.fabric.is_some() && config.listen.kubernetes.is_some() {
+            let what =
+                "is of a single hub: with fabric.servers, use a Kubernetes cluster; leave it out".to_owned();
+            let place = layers.name(KUBERNETES);
+            layers.mistake(place, what);
+        }
         layers.finish()?;
         Ok(config)
     }
@@ -342,6 +353,7 @@ impl Config {
             quic: None,
             websocket: None,
             bootstrap: None,
+            kubernetes: None,
             metrics: None,
             admin: data.join("admin.sock"),
         };
@@ -387,7 +399,7 @@ fn refuse_foreign_flags(role: Role, layers: &mut Layers) {
     let foreign: &[Key] = match role {
         Role::Dev => &[HUB, RELAY],
         Role::Cloud => &[NODE, HUB, RELAY, MQTT, NODE_NATS],
-        Role::Edge => &[NODE_NATS, WEBSOCKET, BOOTSTRAP],
+        Role::Edge => &[NODE_NATS, WEBSOCKET, BOOTSTRAP, KUBERNETES],
     };
     let of_tier: &[Key] = if role == Role::Cloud { &[] } else { &fabric::FLAGS };
     for key in foreign.iter().chain(of_tier).filter(|key| layers.has_flag(**key)).copied().collect::<Vec<_>>()
@@ -426,6 +438,7 @@ fn read_listen(role: Role, data: &Path, in_tier: bool, layers: &mut Layers) -> L
         node_nats: address(NODE_NATS, role == Role::Dev, LOOPBACK, None),
         quic: address(QUIC, true, open, hub.then_some(QUIC_PORT)),
         bootstrap: address(BOOTSTRAP, hub, open, Some(BOOTSTRAP_PORT)),
+        kubernetes: address(KUBERNETES, hub, LOOPBACK, (role == Role::Dev).then_some(KUBERNETES_PORT)),
         metrics: address(METRICS, true, LOOPBACK, Some(metrics)),
         websocket: address(WEBSOCKET, hub, open, Some(WEBSOCKET_PORT)),
         admin: layers.take(ADMIN, path).unwrap_or(admin),

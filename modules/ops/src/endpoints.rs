@@ -29,6 +29,12 @@ pub struct Endpoints {
     /// Enrolment by HTTPS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<SocketAddr>,
+    /// Kubernetes API of the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<SocketAddr>,
+    /// Kubeconfig of its administrator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubeconfig: Option<PathBuf>,
     /// Health and metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,

@@ -1,12 +1,17 @@
 //! CustomResourceDefinitions: names are accepted, resources are served, and what was made by one that is
 //! deleted goes before it does.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json as value};
 
 use super::{Controller, World, is_ending, place_of};
-use crate::{api::delete::CLEANUP, clock, crd, json, kinds, registry::built_in_resource, status::Status};
+use crate::{
+    api::{Api, delete::CLEANUP},
+    clock, crd, json, kinds,
+    registry::built_in_resource,
+    status::Status,
+};
 
 #[derive(Debug)]
 pub(super) struct Definitions;
@@ -22,8 +27,7 @@ impl Controller for Definitions {
 
     async fn look(&self, world: &World, key: &str) -> Result<Option<Duration>, Status> {
         let resource = built_in_resource("apiextensions.k8s.io", "customresourcedefinitions");
-        let all = world.api.cache.list(resource, "");
-        world.api.registry.set_custom(all.iter().flat_map(|definition| crd::resources(definition)).collect());
+        let all = serve(&world.api);
         let (_, name) = place_of(key);
         let Some(definition) = world.api.cache.get(resource, "", name) else { return Ok(None) };
         if is_ending(&definition) {
@@ -66,6 +70,13 @@ impl Controller for Definitions {
         world.amend(resource, &definition, "status", &accept).await?;
         Ok(None)
     }
+}
+
+/// Serves what the definitions of the cache say, and returns them.
+pub(super) fn serve(api: &Api) -> Vec<Arc<Value>> {
+    let all = api.cache.list(built_in_resource("apiextensions.k8s.io", "customresourcedefinitions"), "");
+    api.registry.set_custom(all.iter().flat_map(|definition| crd::resources(definition)).collect());
+    all
 }
 
 /// Whether another definition that is established has a name that this one wants.

@@ -11,24 +11,21 @@ use serde_json::{Value, json as value};
 
 use super::{Controller, World, is_ending};
 use crate::{
-    api::{
-        Api,
-        delete::{FOREGROUND, ORPHAN},
-    },
+    api::delete::{FOREGROUND, ORPHAN},
     json,
-    registry::Resource,
+    registry::{Registry, Resource},
     status::Status,
 };
 
 pub(super) struct Garbage {
-    api: Arc<Api>,
+    registry: Arc<Registry>,
     /// Keys of objects by the uid of each owner.
     owned: Mutex<BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Garbage {
-    pub(super) fn new(api: Arc<Api>) -> Self {
-        Self { api, owned: Mutex::default() }
+    pub(super) fn new(registry: Arc<Registry>) -> Self {
+        Self { registry, owned: Mutex::default() }
     }
 
     fn dependents(&self, uid: &str) -> Vec<String> {
@@ -38,21 +35,21 @@ impl Garbage {
 
     /// The resource under whose prefix a key stands.
     fn resource_of(&self, key: &str) -> Option<Arc<Resource>> {
-        let resources = self.api.registry.now();
+        let resources = self.registry.now();
         resources.stored().find(|resource| key.starts_with(&resource.prefix())).map(Arc::clone)
     }
 
     /// Where an owner stands; `None` if its kind is not known.
     fn owner_key(&self, object: &Value, owner: &Value) -> Option<String> {
-        let resources = self.api.registry.now();
+        let resources = self.registry.now();
         let resource = resources.of_kind(json::text(owner, "apiVersion"), json::text(owner, "kind"))?;
         Some(resource.key(json::text(object, "metadata.namespace"), json::text(owner, "name")))
     }
 
-    async fn owner_is_there(&self, object: &Value, owner: &Value) -> Result<bool, Status> {
+    async fn owner_is_there(&self, world: &World, object: &Value, owner: &Value) -> Result<bool, Status> {
         // Of a kind that is not served nothing is known: nothing is collected for it.
         let Some(key) = self.owner_key(object, owner) else { return Ok(true) };
-        let found = self.api.store.get(&key).await?;
+        let found = world.api.store.get(&key).await?;
         let uid = json::text(owner, "uid");
         Ok(found.is_some_and(|found| json::text(&found.object, "metadata.uid") == uid))
     }
@@ -67,7 +64,7 @@ impl Garbage {
         let uid = json::text(object, "metadata.uid");
         let mut waits = false;
         for key in self.dependents(uid) {
-            let Some(stored) = self.api.store.get(&key).await? else { continue };
+            let Some(stored) = world.api.store.get(&key).await? else { continue };
             let Some(of) = self.resource_of(&key) else { continue };
             let blocks = json::list(&stored.object, "metadata.ownerReferences")
                 .iter()
@@ -87,7 +84,7 @@ impl Garbage {
     async fn orphan(&self, world: &World, resource: &Arc<Resource>, object: &Value) -> Result<(), Status> {
         let uid = json::text(object, "metadata.uid").to_owned();
         for key in self.dependents(&uid) {
-            let Some(stored) = self.api.store.get(&key).await? else { continue };
+            let Some(stored) = world.api.store.get(&key).await? else { continue };
             let Some(of) = self.resource_of(&key) else { continue };
             let let_go = |object: &mut Value| {
                 let owners = json::list(object, "metadata.ownerReferences").iter();
@@ -155,7 +152,7 @@ impl Controller for Garbage {
         let owners = json::list(&object, "metadata.ownerReferences");
         let mut there = 0;
         for owner in owners {
-            there += usize::from(self.owner_is_there(&object, owner).await?);
+            there += usize::from(self.owner_is_there(world, &object, owner).await?);
         }
         if !owners.is_empty() && there == 0 {
             world.delete(&resource, &object).await?;

@@ -150,7 +150,7 @@ async fn sync(world: &World, job: &Value) -> Result<Option<Duration>, Status> {
         }
         again = Some(Duration::ZERO);
     }
-    if suspended || condition(job, "Suspended") {
+    if suspended != condition(job, "Suspended") {
         let (truth, reason) = if suspended { ("True", "JobSuspended") } else { ("False", "JobResumed") };
         let condition = value!({
             "type": "Suspended", "status": truth, "lastProbeTime": now, "lastTransitionTime": now, "reason": reason,

@@ -42,7 +42,6 @@ impl TestServer {
             folder: &folder.path().join("kubernetes"),
             broker,
             tasks: tasks.clone(),
-            client_cas: Vec::new(),
             tokens,
             anonymous: true,
             controllers: true,

@@ -52,6 +52,9 @@ pub struct Flags {
     /// Where nodes enrol by HTTPS [env: OCTOBUS_BOOTSTRAP]
     #[arg(long, value_name = "HOST:PORT")]
     pub bootstrap: Option<String>,
+    /// Kubernetes API of a single hub, or "off" [env: OCTOBUS_KUBERNETES]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub kubernetes: Option<String>,
     /// Health and metrics by HTTP, or "off" [env: OCTOBUS_METRICS]
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<String>,
@@ -110,6 +113,7 @@ impl Flags {
             ("--quic", &self.quic),
             ("--websocket", &self.websocket),
             ("--bootstrap", &self.bootstrap),
+            ("--kubernetes", &self.kubernetes),
             ("--metrics", &self.metrics),
             ("--admin", &self.admin),
             ("--users", &self.users),

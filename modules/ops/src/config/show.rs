@@ -58,6 +58,7 @@ fn listen(config: &Config) -> Table {
         ("quic", address(listen.quic)),
         ("websocket", address(listen.websocket)),
         ("bootstrap", address(listen.bootstrap)),
+        ("kubernetes", address(listen.kubernetes)),
         ("metrics", address(listen.metrics)),
         ("admin", text(listen.admin.display())),
     ])

@@ -98,7 +98,15 @@ fn a_hub_and_a_node_on_one_machine_do_not_collide_by_default() {
 #[test]
 fn dev_listens_on_loopback_only() {
     let listen = resolve(Role::Dev, "", &[], &[]).unwrap().listen;
-    let all = [listen.mqtt, listen.nats, listen.websocket, listen.quic, listen.bootstrap, listen.metrics];
+    let all = [
+        listen.mqtt,
+        listen.nats,
+        listen.websocket,
+        listen.quic,
+        listen.bootstrap,
+        listen.kubernetes,
+        listen.metrics,
+    ];
     assert!(all.into_iter().all(|addr| addr.unwrap().ip().is_loopback()));
     assert_eq!(listen.node_nats, None);
 }

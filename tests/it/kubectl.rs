@@ -1,0 +1,45 @@
+//! Pins that a hub is a Kubernetes API server by itself: `dev` prints where, stock kubectl works with what it
+//! prints, and a restart has lost no object and no right.
+
+use std::{process::Command, time::Duration};
+
+use octobus_tests::{
+    octobus::{Octobus, Role, Running, folder, free_port},
+    process::{Finished, run_command},
+};
+
+fn kubectl(dev: &Running, arguments: &[&str]) -> Finished {
+    let mut command = Command::new("kubectl");
+    command.args(arguments).env("KUBECONFIG", dev.text("kubeconfig"));
+    run_command(Duration::from_secs(30), &mut command)
+}
+
+#[test]
+fn what_kubectl_made_is_there_after_a_restart() {
+    let folder = folder();
+    let port = free_port().to_string();
+    let octobus = Octobus::new(Role::Dev, &folder.path().join("data")).args(&["--kubernetes", &port]);
+    let dev = octobus.start();
+    assert!(dev.took < Duration::from_secs(2), "ready {:?} with the Kubernetes API", dev.took);
+    let yes = kubectl(&dev, &["auth", "can-i", "create", "deployments"]).ok();
+    assert_eq!(yes, ["yes"]);
+    kubectl(&dev, &["create", "namespace", "plant"]).ok();
+    kubectl(&dev, &["create", "configmap", "kept", "-n", "plant", "--from-literal=k=v"]).ok();
+    kubectl(&dev, &["create", "deployment", "web", "-n", "plant", "--image=localhost/busybox:1"]).ok();
+    kubectl(&dev, &["wait", "--for=create", "pod", "-l", "app=web", "-n", "plant", "--timeout=20s"]).ok();
+    let uid = [
+        "get",
+        "configmap",
+        "kept",
+        "-n",
+        "plant",
+        "-o",
+        "jsonpath={.metadata.uid} {.metadata.resourceVersion}",
+    ];
+    let before = kubectl(&dev, &uid).ok();
+    dev.stop();
+    let dev = octobus.start();
+    assert_eq!(kubectl(&dev, &uid).ok(), before);
+    kubectl(&dev, &["delete", "namespace", "plant", "--timeout=20s"]).ok();
+    dev.stop();
+}
