@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::{Failure, Outcome};
 
-/// From the first signal to the end of the process.
+/// From the first signal to the end of a node, or of dev.
 pub(crate) const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn cloud(flags: &Flags) -> Outcome {
@@ -23,7 +23,7 @@ pub(crate) async fn cloud(flags: &Flags) -> Outcome {
     tracing::info!(tier = hub.tier(), endpoints = ?hub.endpoints(), "serving");
     announce(&config, hub.endpoints())?;
     signals.first().await;
-    signals.or_second(hub.stop(STOP_DEADLINE)).await
+    signals.or_second(hub.stop(config.limits.drain)).await
 }
 
 pub(crate) async fn edge(flags: &Flags) -> Outcome {

@@ -4,7 +4,7 @@
 //!
 //! | what | where | for |
 //! |---|---|---|
-//! | comparisons `p10_live`, `p11_route`, `p12_log`, `p13_mqtt`, `p14_edge` | `src/bin` | ours and the peers in one run, one JSON line on standard output, a table on standard error |
+//! | comparisons `p1_core`, `p10_live`, `p11_route`, `p12_log`, `p13_mqtt`, `p14_edge` | `src/bin` | ours and the peers in one run, one JSON line on standard output, a table on standard error |
 //! | layers `codec`, `route`, `store` | `codec.rs`, `route.rs`, `store.rs` (criterion) | one layer now against the same layer before a change |
 //!
 //! Rules of the comparisons:

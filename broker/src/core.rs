@@ -22,6 +22,7 @@
 //! | `export_scope`, `import_scope` | a space of which each node gets its part |
 //! | `budget`, `spend` | what a node lets itself send, and what it has sent |
 //! | `request` | who waits for which answer |
+//! | `drain` | the end of a process, in order |
 //! | `command` | administration and modules |
 //! | `restore` | from what the store recovered |
 //! | `tier` | a replica of a tier: nodes are adopted and let go, the tier's State is a mirror |
@@ -35,6 +36,7 @@ mod command;
 mod credit;
 mod dead_letter;
 mod deliver;
+mod drain;
 pub mod event;
 mod export_log;
 mod export_scope;
@@ -295,6 +297,8 @@ enum Timer {
     Tombstones,
     /// Requests that nobody answered are forgotten.
     Requests,
+    /// The next links are told to go, or the time to go is over.
+    Drain,
     /// A budget may permit what it held back.
     Budget,
     /// A condition ends unless it was renewed.
@@ -400,13 +404,15 @@ pub struct Core {
     /// Clients and Logs whose cursors may have something to deliver.
     pump_clients: BTreeSet<(ClientIx, LogId)>,
     pump_links: BTreeSet<SessionId>,
+    /// The last link of the turn before, where not all had one.
+    pumped_last: SessionId,
 
     conditions: BTreeMap<(&'static str, String), Condition>,
     /// The store takes no writes.
     refusing: bool,
     /// The store has little room left.
     low: bool,
-    draining: Option<CommandId>,
+    draining: Option<drain::Drain>,
     stats: Stats,
 }
 
@@ -440,12 +446,6 @@ impl Core {
             return Some(self.now.mono);
         }
         self.timers.peek().map(|std::cmp::Reverse((at, _))| *at)
-    }
-
-    /// The hub's policy of what a stopped process still has to do: nothing, once drained.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.draining.is_some() && self.ledger.is_settled()
     }
 
     fn on_event(&mut self, event: Event) {
@@ -506,6 +506,7 @@ impl Core {
     }
 
     fn take_effect(&mut self, effects: Vec<Effect>) {
+        let mut leaving = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Reply(session, reply) => self.output(session, Output::Reply(reply)),
@@ -518,12 +519,17 @@ impl Core {
                     self.on_part_acknowledgeable(session, source, count, space);
                 }
                 Effect::Greet(session) => self.greet(session),
+                Effect::Leave(session) => leaving.push(session),
                 Effect::Thinned { log } => self.on_thinned(log),
                 Effect::Respond(id, response) => self.out.push(Action::Respond { id, response }),
                 Effect::Release { node, session } => self.release_adopted(&node, session),
             }
         }
         self.flush_acks();
+        // Behind what they are still owed.
+        for session in leaving {
+            self.leave(session);
+        }
     }
 
     fn on_store_refused(&mut self, reason: String) {
@@ -613,6 +619,7 @@ impl Core {
                 Timer::FreeAcknowledged(log) => self.on_free_acknowledged(log),
                 Timer::Mirror(session) => self.on_mirror_late(session),
                 Timer::Budget => self.on_budget_due(),
+                Timer::Drain => self.drain_on(),
                 Timer::Condition(kind, subject, since_us) => {
                     let key = (kind, subject);
                     if self.conditions.get(&key).is_some_and(|held| held.since_us <= since_us) {

@@ -12,7 +12,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use broker::{
     Handle, Tasks,
-    event::Command,
+    event::{Command, Response},
     front::{
         auth::{Auth, Users, UsersError},
         nats,
@@ -108,6 +108,7 @@ pub struct Hub {
     registry: Registry,
     endpoints: Endpoints,
     links: Arc<Links>,
+    readiness: Readiness,
     /// Fronts, links, bootstrap, admin: everything that talks to somebody.
     fronts: Tasks,
     /// What follows the tier and holds this replica's lease: to the end of every session.
@@ -141,7 +142,9 @@ impl Hub {
         let endpoints = sockets.endpoints(config);
         let registry = Registry::new(Arc::clone(&engine.fabric), engine.handle.clone());
         let links = Arc::<Links>::default();
-        let mut hub = Self { engine, authority, registry, endpoints, links, fronts, following, driving };
+        let readiness = Readiness::default();
+        let mut hub =
+            Self { engine, authority, registry, endpoints, links, readiness, fronts, following, driving };
         let started = Box::pin(hub.serve(config, auth, sockets)).await;
         let confirmed = started.and_then(|()| match &hub.engine.own {
             Some(own) => Ok(own.instance.confirm(&config.data)?),
@@ -194,11 +197,16 @@ impl Hub {
         Ok(token::create(&self.registry, &self.authority, request).await?.to_string())
     }
 
-    /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
+    /// Stops in order, within the deadline: not ready from now on, nodes are told to go elsewhere in waves. Clean:
+    /// every task ended by itself and all is on disk.
     pub async fn stop(self, deadline: Duration) -> Drained {
+        let _not_ready = self.readiness.register("draining");
         let share = deadline / 4;
-        match timeout(share, self.engine.handle.call(Command::Drain)).await {
-            Ok(Ok(_done)) => {}
+        // The core keeps to its time; beyond, its store does not answer.
+        let within = share.saturating_sub(share / 8);
+        match timeout(share, self.engine.handle.call(Command::Drain { within })).await {
+            Ok(Ok(Response::Drained { clean, forced })) => tracing::info!(clean, forced, "links drained"),
+            Ok(Ok(other)) => tracing::error!(?other, "the broker's answer to a drain is none"),
             Ok(Err(stopped)) => tracing::warn!(%stopped, "the broker ended before it was drained"),
             Err(_elapsed) => tracing::warn!("sessions did not end in time"),
         }
@@ -218,7 +226,7 @@ impl Hub {
 
     async fn serve(&mut self, config: &Config, auth: Auth, sockets: Sockets) -> Result<(), StartError> {
         let Sockets { nats, quic, websocket, bootstrap, kubernetes, admin } = sockets;
-        let readiness = Readiness::default();
+        let readiness = self.readiness.clone();
         let exporter = Exporter::new(Some(self.engine.handle.clone()), readiness.clone())
             .with_durability(engine::durability(config));
         self.engine.join(&self.following, &exporter, &readiness).await?;

@@ -1,6 +1,6 @@
 //! The hub as a binary of its own: `octobus cloud` without the rest of the command line.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
@@ -15,9 +15,6 @@ struct Cli {
     #[command(flatten)]
     flags: Flags,
 }
-
-/// From the first signal to the end of the process.
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -55,7 +52,7 @@ async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::select! {
         biased;
         () = asked_to_stop(&mut interrupt, &mut terminate) => anyhow::bail!("stopped at once by a second signal"),
-        drained = Box::pin(hub.stop(STOP_DEADLINE)) => tracing::info!(?drained, "stopped"),
+        drained = Box::pin(hub.stop(config.limits.drain)) => tracing::info!(?drained, "stopped"),
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use broker::{
     Handle, Tasks, core, driver,
-    event::Command,
+    event::{Command, Response},
     front::{
         auth::{Auth, Users, UsersError},
         mqtt, nats,
@@ -167,8 +167,11 @@ impl Edge {
     /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
     pub async fn stop(self, deadline: Duration) -> Drained {
         let share = deadline / 3;
-        match timeout(share, self.handle.call(Command::Drain)).await {
-            Ok(Ok(_done)) => {}
+        // The core keeps to its time; beyond, its store does not answer.
+        let within = share.saturating_sub(share / 8);
+        match timeout(share, self.handle.call(Command::Drain { within })).await {
+            Ok(Ok(Response::Drained { clean, forced })) => tracing::info!(clean, forced, "links drained"),
+            Ok(Ok(other)) => tracing::error!(?other, "the broker's answer to a drain is none"),
             Ok(Err(stopped)) => tracing::warn!(%stopped, "the broker ended before it was drained"),
             Err(_elapsed) => tracing::warn!("sessions did not end in time"),
         }

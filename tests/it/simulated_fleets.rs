@@ -97,6 +97,15 @@ fn the_commands_of_the_documentation_run() {
 }
 
 #[test]
+fn a_hub_that_is_restarted_in_order_under_its_nodes_loses_nothing_that_it_acknowledged() {
+    let rolling = ["rolling-restart", "--nodes", "200", "--hold", "3s", "--set", "times=2"];
+    let line = passes(&rolling);
+    let count = |key: &str| line[key].as_u64().unwrap_or_else(|| panic!("{key} of {line}"));
+    assert_eq!((count("missing"), count("twice"), count("disordered")), (0, 0, 0), "{line}");
+    assert!(count("published") > 0 && count("arrived") >= count("published"), "{line}");
+}
+
+#[test]
 fn certificates_and_enrolments_serve_the_next_run() {
     let folder = folder();
     let data = folder.path().join("hub");

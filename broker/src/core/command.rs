@@ -3,10 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    Core, Party,
-    event::{
-        CloseReason, Command, CommandId, LogInfo, Origin, Output, Response, SessionInfo, StateChange, StateOp,
-    },
+    Core,
+    event::{Command, CommandId, LogInfo, Origin, Response, SessionInfo, StateChange, StateOp},
     ledger::Effect,
     link::Phase,
     log::{Log, LogId},
@@ -96,7 +94,7 @@ impl Core {
                 Response::Done
             }
             Command::Forwards => Response::Forwards(self.forwarded()),
-            Command::Drain => return self.drain(id),
+            Command::Drain { within } => return self.drain(within, id),
         };
         self.out.push(super::Action::Respond { id, response });
     }
@@ -241,22 +239,6 @@ impl Core {
             }
         }
         stats
-    }
-
-    /// Writes every cursor, closes every session; answered once all of it is durable.
-    fn drain(&mut self, id: CommandId) {
-        self.draining = Some(id);
-        self.write_cursors();
-        let sessions: Vec<super::SessionId> = self.sessions.keys().copied().collect();
-        for session in sessions {
-            if self.sessions.get(&session) == Some(&Party::Link) {
-                let drain = codec::proto::Drain { retry_after_ms: 500 };
-                self.send_control(session, codec::proto::control::Message::Drain(drain));
-                self.flush_link(session);
-            }
-            self.output(session, Output::Close(CloseReason::Shutdown));
-        }
-        self.ledger.after(Effect::Respond(id, Response::Done));
     }
 }
 

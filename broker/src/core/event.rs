@@ -494,8 +494,9 @@ pub enum Command {
     CloseNode { node: Origin, generation: u32 },
     /// Of a relay: whom it may forward for, and what their certificates must be.
     Forwards,
-    /// Refuse new sessions, close the existing ones, answer once they are gone and all is durable.
-    Drain,
+    /// Refuse new sessions, tell the existing ones to go, links in waves; answer once they are gone and all is
+    /// durable. What is left after this time is closed as it is.
+    Drain { within: Duration },
 }
 
 /// One write of a [`Command::StateWrite`].
@@ -587,6 +588,8 @@ pub enum Response {
     Conditions(Vec<Condition>),
     /// Forwards.
     Forwards(Vec<proto::Forward>),
+    /// Drain: links that went by themselves, and those that were closed when the time was over.
+    Drained { clean: u64, forced: u64 },
     /// Done, nothing to say.
     Done,
     /// It cannot be done; the text says why.

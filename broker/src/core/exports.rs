@@ -1,6 +1,6 @@
 //! What leaves over an established link: where each export starts, whose turn it is, what was acknowledged.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use codec::{Class, Flags, Kind, proto};
@@ -13,6 +13,10 @@ use super::{
 };
 use crate::limits;
 
+/// Links that one turn puts records on.
+const PUMP_LINKS: usize = 1024;
+/// Links whose marks one turn writes.
+const MARKS_LINKS: usize = 4096;
 /// Records put on one link in one `apply`.
 const PUMP_RECORDS: usize = 1024;
 
@@ -62,8 +66,7 @@ impl Core {
     }
 
     pub(super) fn pump_exports(&mut self) {
-        let due = std::mem::take(&mut self.pump_links);
-        for session in due {
+        for session in self.links_to_pump() {
             let Some(link) = self.links.get(&session) else { continue };
             if link.phase == Phase::Established {
                 self.add_missing_exports(session);
@@ -72,6 +75,23 @@ impl Core {
             self.flush_link(session);
         }
         self.show_budgets();
+    }
+
+    /// The links whose turn it is: a change that concerns all nodes must not hold up everything else while it is
+    /// handed out. What is left has the next turn, which is due at once.
+    fn links_to_pump(&mut self) -> BTreeSet<SessionId> {
+        if self.pump_links.len() <= PUMP_LINKS {
+            return std::mem::take(&mut self.pump_links);
+        }
+        let later = self.pump_links.range((Bound::Excluded(self.pumped_last), Bound::Unbounded));
+        let turn: BTreeSet<SessionId> =
+            later.chain(self.pump_links.iter()).copied().take(PUMP_LINKS).collect();
+        let from_here = turn.range((Bound::Excluded(self.pumped_last), Bound::Unbounded)).next_back();
+        self.pumped_last = from_here.or_else(|| turn.last()).copied().unwrap_or(SessionId(0));
+        for session in &turn {
+            self.pump_links.remove(session);
+        }
+        turn
     }
 
     /// The links that export this Log go on.
@@ -174,7 +194,9 @@ impl Core {
 
     /// Remembers on disk what receivers hold.
     pub(super) fn write_marks(&mut self) {
-        for session in std::mem::take(&mut self.marks_moved) {
+        let others = self.marks_moved.iter().nth(MARKS_LINKS).copied();
+        let others = others.map(|first| self.marks_moved.split_off(&first)).unwrap_or_default();
+        for session in std::mem::replace(&mut self.marks_moved, others) {
             let Some(mut link) = self.links.remove(&session) else { continue };
             self.write_marks_of(&link);
             link.logs.values_mut().for_each(|export| export.mark_is_new = false);

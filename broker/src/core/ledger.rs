@@ -35,6 +35,8 @@ pub(super) enum Effect {
     LinkAck { session: SessionId, source: LinkSource },
     /// A part of a space is durable up to this many records of the session.
     PartDurable { session: SessionId, source: LinkSource, count: u64, space: usize },
+    /// A link of a process that ends may be told to go: everything that it brought is durable.
+    Leave(SessionId),
     /// The peer of a new link may be told what is held of its Logs and spaces.
     Greet(SessionId),
     /// Gaps that a Log's thinning wrote: the next step may read what they left.

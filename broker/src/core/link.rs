@@ -420,6 +420,7 @@ impl Core {
         self.fail_all_requests(&std::mem::take(&mut link.asked));
         self.release_later(session, &link.peer.name);
         self.grant_anew();
+        self.has_left(session);
     }
 
     pub(super) fn on_link_received(&mut self, session: SessionId, records: Vec<Record>) {

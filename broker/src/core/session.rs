@@ -19,6 +19,8 @@ use crate::limits;
 
 /// How long a cursor may have moved before it is written: what a crash may deliver again at QoS 1.
 const WRITE_CURSORS: Duration = Duration::from_secs(1);
+/// When the next part of very many is written.
+const WRITE_MORE: Duration = Duration::from_millis(20);
 /// Reason code of MQTT 5 for a subscription too many; MQTT 3.1.1 knows only "failure".
 const QUOTA_EXCEEDED: u8 = 0x97;
 
@@ -502,6 +504,11 @@ impl Core {
             self.note_acknowledged(id);
         }
         self.budgets.spend.write(&mut self.ledger);
+        if !self.marks_moved.is_empty() {
+            // So many that one group would hold up everything else.
+            self.cursors_due = true;
+            self.after(WRITE_MORE, Timer::WriteCursors);
+        }
     }
 
     pub(super) fn write_cursors_of(&mut self, ix: ClientIx) {

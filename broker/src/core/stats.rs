@@ -31,6 +31,10 @@ pub struct Stats {
     pub link_refusals: BTreeMap<&'static str, u64>,
     /// Clients closed because they did not read.
     pub slow_consumers: u64,
+    /// Links that a drain ended: those that went when they were told, and those that time ran out for.
+    pub drained_clean: u64,
+    /// See `drained_clean`.
+    pub drained_forced: u64,
     /// From handing a group to the store until it is durable; filled in by the driver.
     pub flush: Latencies,
     /// Gauge: connected clients.

@@ -163,6 +163,27 @@ impl Host {
         }
     }
 
+    /// Links that were told to go and where that was not carried yet.
+    pub(super) fn told_to_go(&self) -> usize {
+        self.last_controls().iter().filter(|control| **control == "drain").count()
+    }
+
+    /// Acknowledgements and words of farewell that wait to be carried.
+    pub(super) fn last_controls(&self) -> Vec<&'static str> {
+        use codec::proto::control::Message;
+        let records = self.out.iter().flat_map(|(_, records)| records);
+        let controls = records.filter(|record| record.header.kind == Kind::CONTROL);
+        controls
+            .filter_map(|record| {
+                match codec::decode::<codec::proto::Control>(record.body.clone()).ok()?.message? {
+                    Message::Ack(_) => Some("ack"),
+                    Message::Drain(_) => Some("drain"),
+                    _ => None,
+                }
+            })
+            .collect()
+    }
+
     /// Due timers fire.
     pub(super) fn tick(&mut self) {
         for _ in 0..64 {

@@ -51,7 +51,7 @@ impl Hub {
     }
 
     async fn stop(self) {
-        drop(self.handle.call(Command::Drain).await);
+        drop(self.handle.call(Command::Drain { within: Duration::ZERO }).await);
         drop((self.tier, self.handle));
         self.tasks.drain(Duration::from_secs(10)).await;
     }

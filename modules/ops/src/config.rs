@@ -200,6 +200,8 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// A link sends a heartbeat when this long idle; after two without answer it is dead.
     pub heartbeat: Duration,
+    /// From the signal to stop to the end of the process (hub).
+    pub drain: Duration,
     /// Longest that an MQTT session outlives its connection, whatever the client asks.
     pub session_expiry: Duration,
 }
@@ -262,6 +264,7 @@ const NATS_PAYLOAD: Key = Key { path: "limits.nats_payload", env: "OCTOBUS_LIMIT
 const CONNECT_TIMEOUT: Key =
     Key { path: "limits.connect_timeout", env: "OCTOBUS_LIMITS_CONNECT_TIMEOUT", flag: "" };
 const HEARTBEAT: Key = Key { path: "limits.heartbeat", env: "OCTOBUS_LIMITS_HEARTBEAT", flag: "" };
+const DRAIN: Key = Key { path: "limits.drain", env: "OCTOBUS_LIMITS_DRAIN", flag: "" };
 const SESSION_EXPIRY: Key =
     Key { path: "limits.session_expiry", env: "OCTOBUS_LIMITS_SESSION_EXPIRY", flag: "" };
 const LOG_LEVEL: Key = Key { path: "log.level", env: "OCTOBUS_LOG_LEVEL", flag: "--log-level" };
@@ -497,6 +500,7 @@ fn read_limits(layers: &mut Layers) -> Limits {
         nats_payload: layers.take(NATS_PAYLOAD, packet).unwrap_or(limits::MQTT_PACKET_MAX),
         connect_timeout: layers.take(CONNECT_TIMEOUT, within(SECOND, MINUTE)).unwrap_or(10 * SECOND),
         heartbeat: layers.take(HEARTBEAT, within(SECOND, 10 * MINUTE)).unwrap_or(15 * SECOND),
+        drain: layers.take(DRAIN, within(SECOND, 10 * MINUTE)).unwrap_or(10 * SECOND),
         session_expiry: layers.take(SESSION_EXPIRY, within(SECOND, 3_650 * DAY)).unwrap_or(7 * DAY),
     }
 }

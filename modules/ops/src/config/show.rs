@@ -125,6 +125,7 @@ fn limits(config: &Config) -> Table {
         ("nats_payload", size(limits.nats_payload)),
         ("connect_timeout", duration(limits.connect_timeout)),
         ("heartbeat", duration(limits.heartbeat)),
+        ("drain", duration(limits.drain)),
         ("session_expiry", duration(limits.session_expiry)),
     ])
 }

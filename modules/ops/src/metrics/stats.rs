@@ -20,6 +20,7 @@ pub(super) fn write(stats: &Stats, text: &mut Text) {
         "Records that gaps stand for, by reason.",
         stats.gaps.iter().map(|(reason, count)| (*reason, *count)),
     );
+    drained(stats, text);
     budgets(stats, text);
     flush(&stats.flush, text);
     gauge(text, "octobus_queue_bytes", "Bytes queued for clients and links.", stats.queue_bytes);
@@ -140,6 +141,17 @@ fn links(stats: &Stats, text: &mut Text) {
         "Links refused or closed by the broker, by reason.",
         stats.link_refusals.iter().map(|(reason, count)| (*reason, *count)),
     );
+}
+
+fn drained(stats: &Stats, text: &mut Text) {
+    let name = "octobus_drain_links_total";
+    text.family(
+        name,
+        Kind::Counter,
+        "Links that the end of this process ended: by themselves, or when time was over.",
+    );
+    text.sample(name, &[("result", "clean")], stats.drained_clean);
+    text.sample(name, &[("result", "forced")], stats.drained_forced);
 }
 
 fn drop_reason(reason: DropReason) -> &'static str {
