@@ -24,3 +24,4 @@ mod state_reaches_its_nodes;
 mod the_harness_itself;
 mod two_machines;
 mod udp_is_blocked;
+mod what_is_deployed_exists;
