@@ -1,7 +1,7 @@
 //! One link from its control stream's opening to its end.
 //!
 //! A link at rest is one task and one timer: its control lane is part of it ([`control`](super::control)), and what
-//! other classes need ([`classes`](super::classes)) is made when the first of them opens and goes with the last.
+//! other classes need ([`super::classes`]) is made when the first of them opens and goes with the last.
 
 use std::{
     collections::VecDeque,
