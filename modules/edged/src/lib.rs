@@ -1,0 +1,7 @@
+//! The node agent for pods: what a kubelet is in a cluster, over the node's own broker.
+//!
+//! It watches the node's part of space `fleet` (the pods it must run and the objects they use), acts through a
+//! container runtime, and writes what became of them to the node's space `status`. All of that is durable on the
+//! node: it starts pods again after a reboot with no hub in reach.
+
+pub mod runtime;
