@@ -11,6 +11,7 @@ pub mod instance;
 pub mod limits;
 pub mod link;
 pub mod private;
+pub mod seal;
 pub mod store;
 pub mod tasks;
 
