@@ -4,4 +4,5 @@
 //! container runtime, and writes what became of them to the node's space `status`. All of that is durable on the
 //! node: it starts pods again after a reboot with no hub in reach.
 
+pub mod cri;
 pub mod runtime;
