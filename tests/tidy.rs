@@ -21,7 +21,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 6] = [
 
 /// A foreign library, and where it may be named: a prefix of paths for each. So that it can be replaced in
 /// one place, and read about in one place. Tests, benches and fuzz targets may name anything.
-const NAMED_IN: [(&str, &[&str]); 18] = [
+const NAMED_IN: [(&str, &[&str]); 19] = [
     // What the tier is made of is known behind the trait `Fabric` alone.
     ("async_nats", &["cloudhub/src/fabric/nats"]),
     // The peer in benches, and the intruder's own client in tests.
@@ -32,8 +32,10 @@ const NAMED_IN: [(&str, &[&str]); 18] = [
     ("heed", &["broker/src/store/lmdb"]),
     ("io_uring", &["broker/src/store/"]),
     ("rumqttd", &["broker/src/front/mqtt"]),
-    ("prost", &["codec/"]),
-    ("protox", &["codec/"]),
+    // Beside the bus's own formats only those of container runtimes.
+    ("prost", &["codec/", "modules/edged/src/cri"]),
+    ("protox", &["codec/", "modules/edged/build"]),
+    ("tonic", &["modules/edged/"]),
     ("lz4_flex", &["codec/"]),
     ("rcgen", &["cloudhub/src/ca", "edgehub/src/identity", "loadtest/src/pki", "modules/kubeapi/src/pki"]),
     (
