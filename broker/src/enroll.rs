@@ -146,8 +146,8 @@ pub struct RenewRequest {
     pub csr: String,
 }
 
-/// The answer to both.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The answer to both. A secret is in it: never log it.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Joined {
     /// The node's certificate, PEM.
     pub certificate: String,
@@ -164,6 +164,15 @@ pub struct Joined {
     /// Where to dial WebSocket, likewise. Hubs before it existed say nothing.
     #[serde(default)]
     pub websocket: Vec<String>,
+    /// Text of the tier's [`SealKey`](crate::seal::SealKey) of secrets. Hubs before it existed say nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub secrets: String,
+}
+
+impl fmt::Debug for Joined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Joined({}, generation {}, tier {})", self.name, self.generation, self.tier)
+    }
 }
 
 /// What went wrong, for a program and for a person.

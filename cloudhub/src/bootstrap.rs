@@ -102,6 +102,7 @@ impl Bootstrap {
             generation,
             quic: self.quic.clone(),
             websocket: self.websocket.clone(),
+            secrets: self.authority.secrets_key().text(),
         }))
     }
 }

@@ -7,7 +7,7 @@
 //! | `id` | the tier's id, as configured or 32 random hexadecimal digits; stands in every certificate |
 //! | `ca.pem` | the CA certificate; its SHA-256 is what join tokens carry |
 //! | `ca.key` | its key, PKCS#8 |
-//! | `secret` | 32 random bytes in hex; ticket and reset keys derive from it |
+//! | `secret` | 32 random bytes in hex; ticket and reset keys, and the one of secrets, derive from it |
 //!
 //! They appear by the renaming of a directory, so that a crash leaves all of them or none: a folder with
 //! only some was made by hand, and starting with a new key beside an old certificate would lock every
@@ -23,6 +23,7 @@ use std::{
 use broker::{
     clock, enroll,
     private::{self, PrivateError},
+    seal::SealKey,
 };
 use codec::topic::validate_node_name;
 use rcgen::{
@@ -176,6 +177,12 @@ impl Authority {
     #[must_use]
     pub fn secret(&self) -> &[u8; 32] {
         &self.secret
+    }
+
+    /// What secrets are sealed with before they enter fabric, journal or mirror: nodes have it too.
+    #[must_use]
+    pub fn secrets_key(&self) -> SealKey {
+        SealKey::derived(&self.secret, "octobus tier: secrets at rest")
     }
 
     /// Issues a node's certificate, with which a relay may also let others link to it. The name must have

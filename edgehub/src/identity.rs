@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `identity.json` | name, generation, tier, certificate, key, CA and hub addresses, replaced as one |
+//! | `identity.json` | name, generation, tier, certificate, key, CA, hub addresses and the tier's key of secrets, replaced as one |
 //! | `joining.key` | the key of a join that is under way, written before the request |
 //!
 //! Certificate and key stand in one file, so that no crash can separate them. The key of a join
@@ -24,6 +24,7 @@ use broker::{
         identity::{PeerCertificate, Role},
     },
     private::{self, PrivateError},
+    seal::SealKey,
 };
 use ops::config::units;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
@@ -60,6 +61,9 @@ struct Stored {
     certificate: String,
     ca: String,
     key: String,
+    /// Text of the tier's key of secrets; empty from a hub that had none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    secrets: String,
 }
 
 /// Why an identity cannot be loaded or stored.
@@ -118,6 +122,7 @@ impl Identity {
             certificate: joined.certificate,
             ca: joined.ca,
             key: key.serialize_pem(),
+            secrets: joined.secrets,
         })
         .map_err(IdentityError::Answer)?;
         private::create_dir(&data.join(DIR))?;
@@ -150,6 +155,9 @@ impl Identity {
         }
         leaf.verify_signature(Some(issuer.public_key())).map_err(|_| "another CA signed the certificate")?;
         Server::parse(&stored.bootstrap).map_err(|error| error.to_string())?;
+        if !stored.secrets.is_empty() && SealKey::parse(&stored.secrets).is_none() {
+            return Err("the key of secrets is none".to_owned());
+        }
         Ok(Self { stored, certificate, ca, parsed })
     }
 
@@ -208,6 +216,13 @@ impl Identity {
     #[must_use]
     pub fn key(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::from_pem_slice(self.stored.key.as_bytes()).expect("checked when it was loaded")
+    }
+
+    /// What the tier's secrets are sealed with. `None`: the hub that it joined knew of none; it gets the key
+    /// when it renews.
+    #[must_use]
+    pub fn secrets_key(&self) -> Option<SealKey> {
+        SealKey::parse(&self.stored.secrets)
     }
 
     /// Whether it permits others to link to this node.

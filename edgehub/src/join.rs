@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! join    key on disk ──> TLS: does the hub's CA have the hash in the token? ──> token, CSR ──> identity on disk
-//! renew   at 2/3 of the certificate's life, and ever after until it works: also with an expired one
+//! renew   at 2/3 of the certificate's life, and ever after until it works: also with an expired one;
+//!         and at once where the key of secrets is missing, because the node joined before there was one
 //! ```
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -136,9 +137,15 @@ pub async fn keep_current(
 ) {
     let stopped = tasks.stopped();
     let mut retry = RETRY_MIN;
+    // A hub that has no key of secrets is asked once: it gets one when it is upgraded, and so does this node then,
+    // when it renews or starts.
+    let mut asked_for_key = false;
     loop {
         let identity = current.borrow().clone();
+        let lacks_key = |identity: &Identity| !asked_for_key && identity.secrets_key().is_none();
+        let due = |identity: &Identity| identity.renew_in().is_zero() || lacks_key(identity);
         let wait = identity.as_deref().map_or(JOIN_POLL, |identity| match identity.renew_in() {
+            _ if lacks_key(identity) => jitter(retry),
             Duration::ZERO => jitter(retry),
             due if due > LOOK_AGAIN => LOOK_AGAIN,
             // A fleet that was enrolled in one hour does not renew in one minute.
@@ -150,8 +157,10 @@ pub async fn keep_current(
             joined = joined_within(wait, &data, &name, identity.as_deref()) => joined,
         };
         let renewed = match (joined, identity) {
-            (Ok(None), Some(identity)) if identity.renew_in().is_zero() => {
-                Box::pin(renew(&data, &identity)).await.map(Some)
+            (Ok(None), Some(identity)) if due(&identity) => {
+                let renewed = Box::pin(renew(&data, &identity)).await;
+                asked_for_key |= renewed.is_ok();
+                renewed.map(Some)
             }
             (joined, _) => joined,
         };

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use broker::{
+    Tasks,
     enroll::{self, ErrorBody, JoinRequest, Joined, RenewRequest},
     event::Expect,
 };
@@ -14,10 +15,11 @@ use cloudhub::{
 };
 use edgehub::{
     https::{self, Pin, RequestError, Server},
-    join::{JoinError, JoinOptions, join, renew},
+    identity::Identity,
+    join::{JoinError, JoinOptions, join, keep_current, renew},
 };
 use rcgen::{CertificateParams, KeyPair};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::TestHub;
@@ -253,5 +255,39 @@ async fn an_address_that_fails_too_often_is_told_to_wait() {
         );
     }
     assert_eq!(word(post_join(&hub, &token, &KeyPair::generate().unwrap()).await), "too_many_failures");
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn every_node_gets_the_tiers_key_of_secrets() {
+    let hub = TestHub::start().await;
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let first = hub.join(one.path(), &hub.token("edge-1", false).await).await.unwrap();
+    let second = hub.join(two.path(), &hub.token("edge-2", false).await).await.unwrap();
+    let key = first.secrets_key().expect("a key");
+    assert_eq!(second.secrets_key(), Some(key.clone()));
+    assert_eq!(Box::pin(renew(one.path(), &first)).await.unwrap().secrets_key(), Some(key));
+    hub.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_joined_before_there_was_a_key_of_secrets_asks_for_it() {
+    let hub = TestHub::start().await;
+    let node = tempfile::tempdir().unwrap();
+    let joined = hub.join(node.path(), &hub.token("edge-1", false).await).await.unwrap();
+    let path = node.path().join("identity/identity.json");
+    let mut stored: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert!(stored.as_object_mut().unwrap().remove("secrets").is_some());
+    broker::private::write(&path, stored.to_string().as_bytes()).unwrap();
+    let before = Identity::load(node.path()).unwrap().unwrap();
+    assert_eq!(before.secrets_key(), None);
+    let (sender, mut current) = watch::channel(Some(Arc::new(before)));
+    let tasks = Tasks::new();
+    tasks.spawn("identity", keep_current(node.path().into(), "edge-1".into(), sender, tasks.clone()));
+    let has_key = |now: &Option<Arc<Identity>>| now.as_ref().is_some_and(|now| now.secrets_key().is_some());
+    timeout(Duration::from_secs(20), current.wait_for(has_key)).await.expect("in time").unwrap();
+    let after = Identity::load(node.path()).unwrap().unwrap();
+    assert_eq!(after.secrets_key(), joined.secrets_key(), "and it is on disk");
+    tasks.drain(Duration::from_secs(5)).await;
     hub.stop().await;
 }

@@ -5,6 +5,7 @@
 //! | `ca.pem`, `ca.key` | the cluster CA: signs the server's certificate and those of clients |
 //! | `sa.key` | signs tokens of service accounts |
 //! | `admin.pem`, `admin.key` | the administrator, in group `system:masters` |
+//! | `secrets.key` | seals secrets in the store |
 //! | `kubeconfig` | how to reach the server as the administrator |
 //!
 //! Each file is written once, whole, mode 0600. The server's certificate is made anew at every start.
@@ -20,6 +21,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use broker::{
     clock,
     private::{self, PrivateError},
+    seal::{SealKey, SealKeyError},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -44,6 +46,9 @@ pub enum PkiError {
     /// Unreadable, unwritable, or readable by others.
     #[error(transparent)]
     Private(#[from] PrivateError),
+    /// The key of secrets.
+    #[error(transparent)]
+    Seal(#[from] SealKeyError),
     /// A file is not what this program wrote.
     #[error("{path} is damaged: restore it from a backup, or remove the folder for a new authority")]
     Damaged {
@@ -102,6 +107,16 @@ impl Pki {
         let path = self.folder.join("sa.key");
         let key = key(&path)?;
         TokenKey::new(&key.serialize_der()).map_err(|_| PkiError::Damaged { path })
+    }
+
+    /// The key that seals secrets.
+    pub(crate) fn secrets_key(&self) -> Result<SealKey, PkiError> {
+        Ok(SealKey::stored(&self.secrets_path())?)
+    }
+
+    /// Where it stands.
+    pub(crate) fn secrets_path(&self) -> PathBuf {
+        self.folder.join("secrets.key")
     }
 
     /// TLS of the server at an address, which asks clients for a certificate of this CA.

@@ -74,6 +74,17 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// The key of secrets is not the one that they were sealed with.
+    #[error(
+        "{unreadable} secrets are sealed with another key than that in {path}: restore this file from the backup \
+         that the store is of"
+    )]
+    OtherKey {
+        /// The file of the key.
+        path: PathBuf,
+        /// How many.
+        unreadable: usize,
+    },
     /// The first objects cannot be written.
     #[error("cannot write the first objects of the Kubernetes API: {0}")]
     Bootstrap(String),
@@ -103,10 +114,15 @@ pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
         let user = User { name: held.user, uid: held.uid, groups: held.groups, ..User::default() };
         (token::digest(&held.token), user)
     });
+    let store = Store::new(options.broker, "k8s".into(), pki.secrets_key()?);
+    let unreadable = store.unreadable().await.map_err(|error| ServeError::Bootstrap(error.to_string()))?;
+    if unreadable > 0 {
+        return Err(ServeError::OtherKey { path: pki.secrets_path(), unreadable });
+    }
     let authenticator =
         Authenticator::new(pki.token_key()?, tokens.collect::<BTreeMap<_, _>>(), options.anonymous);
     let api = Arc::new(Api {
-        store: Store::new(options.broker, "k8s".into()),
+        store,
         cache: Cache::new(),
         registry: Arc::new(Registry::new()),
         authenticator,

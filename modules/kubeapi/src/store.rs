@@ -2,6 +2,10 @@
 //!
 //! An object is stored without its resourceVersion, which is the revision at which it stands. Every write
 //! names what it has seen; several keys are written or checked in one group.
+//!
+//! Secrets are sealed as a whole, with a key that stands in the server's folder: last-applied annotations show
+//! what `data` shows. One that an older version wrote plainly is read as it is, and sealed when it is next
+//! written.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -11,6 +15,7 @@ use broker::{
         Command, Event, Expect, Front, Output, Response, SessionOpen, StateChange, StateEntry, StateEvent,
         StateOp,
     },
+    seal::{self, SealKey},
 };
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -59,9 +64,16 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    fn of(entry: &StateEntry) -> Self {
+    fn of(entry: &StateEntry, key: &SealKey) -> Self {
+        let value = entry.value();
+        let opened = seal::is_sealed(&value).then(|| seal::open(key, &entry.key, &value));
+        let plain = match &opened {
+            None => Some(&value[..]),
+            Some(opened) => opened.as_deref(),
+        };
         // What is not JSON was not written here; an empty object shows that something is there.
-        let mut object: Value = serde_json::from_slice(&entry.value()).unwrap_or_else(|_| json!({}));
+        let read = plain.and_then(|plain| serde_json::from_slice(plain).ok());
+        let mut object: Value = read.unwrap_or_else(|| json!({}));
         set_revision(&mut object, entry.local);
         Self { key: entry.key.clone(), object, revision: entry.local }
     }
@@ -122,16 +134,27 @@ fn encoded(object: &Value) -> Result<Bytes, Status> {
     Ok(bytes.into())
 }
 
+/// Under which keys what is written is sealed.
+const SEALED: &str = "core/secrets/";
+
 /// The space of objects.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     handle: Handle,
     space: Arc<str>,
+    key: Arc<SealKey>,
 }
 
 impl Store {
-    pub(crate) fn new(handle: Handle, space: Arc<str>) -> Self {
-        Self { handle, space }
+    /// With the key of secrets.
+    pub(crate) fn new(handle: Handle, space: Arc<str>, key: SealKey) -> Self {
+        Self { handle, space, key: Arc::new(key) }
+    }
+
+    /// How many objects are sealed with another key: of those nothing can be read.
+    pub(crate) async fn unreadable(&self) -> Result<usize, StoreError> {
+        let (sealed, _) = self.all(SEALED).await?;
+        Ok(sealed.iter().filter(|stored| json::text(&stored.object, "metadata.name").is_empty()).count())
     }
 
     /// One object.
@@ -139,7 +162,7 @@ impl Store {
         let command =
             Command::StateGet { origin: "".into(), space: Arc::clone(&self.space), key: key.to_owned() };
         match self.handle.call(command).await? {
-            Response::Entry(entry) => Ok(entry.as_ref().map(Stored::of)),
+            Response::Entry(entry) => Ok(entry.as_ref().map(|entry| Stored::of(entry, &self.key))),
             other => Err(unexpected(other)),
         }
     }
@@ -162,7 +185,8 @@ impl Store {
         };
         match self.handle.call(command).await? {
             Response::Entries { entries, revision, more } => {
-                Ok(Page { objects: entries.iter().map(Stored::of).collect(), revision, more })
+                let objects = entries.iter().map(|entry| Stored::of(entry, &self.key));
+                Ok(Page { objects: objects.collect(), revision, more })
             }
             other => Err(unexpected(other)),
         }
@@ -189,8 +213,13 @@ impl Store {
     pub(crate) async fn write(&self, writes: Vec<Write>) -> Result<Vec<u64>, StoreError> {
         let ops = writes.into_iter().map(|write| StateOp {
             space: Arc::clone(&self.space),
+            change: match write.change {
+                StateChange::Put(object) if write.key.starts_with(SEALED) => {
+                    StateChange::Put(seal::seal(&self.key, &write.key, &object))
+                }
+                change => change,
+            },
             key: write.key,
-            change: write.change,
             expect: write.expect,
         });
         match self.handle.call(Command::StateWrite(ops.collect())).await? {
@@ -212,8 +241,14 @@ impl Store {
             will: None,
         };
         self.handle.send(Event::SessionOpened(open), 0).await?;
-        let watch =
-            Watch { handle: self.handle.clone(), outbox, queue: VecDeque::new(), owed: 0, ended: false };
+        let watch = Watch {
+            handle: self.handle.clone(),
+            key: Arc::clone(&self.key),
+            outbox,
+            queue: VecDeque::new(),
+            owed: 0,
+            ended: false,
+        };
         let command = Command::StateWatch {
             session,
             origin: "".into(),
@@ -257,6 +292,7 @@ pub(crate) struct Change {
 #[derive(Debug)]
 pub(crate) struct Watch {
     handle: Handle,
+    key: Arc<SealKey>,
     outbox: Outbox,
     queue: VecDeque<Output>,
     /// Cost of what was taken and not yet reported.
@@ -310,12 +346,12 @@ impl Watch {
             self.owed += output.cost();
             match output {
                 Output::State(StateEvent::Put { entry, previous }) => {
-                    let new = Stored::of(&entry);
-                    let previous = previous.as_deref().map(Stored::of);
+                    let new = Stored::of(&entry, &self.key);
+                    let previous = previous.as_deref().map(|entry| Stored::of(entry, &self.key));
                     return Ok(Some(Change { revision: new.revision, previous, new: Some(new) }));
                 }
                 Output::State(StateEvent::Deleted { local, previous, .. }) => {
-                    let previous = previous.as_deref().map(Stored::of);
+                    let previous = previous.as_deref().map(|entry| Stored::of(entry, &self.key));
                     return Ok(Some(Change { revision: local, previous, new: None }));
                 }
                 Output::State(StateEvent::TooOld { oldest }) => {
@@ -330,5 +366,61 @@ impl Watch {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use broker::{Tasks, core, driver, store::mem::MemStore};
+
+    use super::*;
+
+    const KEY: &str = "core/secrets/default/s";
+
+    async fn raw(handle: &Handle, key: &str) -> Bytes {
+        let command = Command::StateGet { origin: "".into(), space: "k8s".into(), key: key.to_owned() };
+        match handle.call(command).await.unwrap() {
+            Response::Entry(Some(entry)) => entry.value(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn secrets_are_sealed_and_one_written_plainly_before_is_read() {
+        let tasks = Tasks::new();
+        let mem = MemStore::auto();
+        let recovered = mem.recover();
+        let handle = driver::start(core::Config::hub("hub", "test", [1; 16], 7), mem, recovered, &tasks);
+        let store = Store::new(handle.clone(), "k8s".into(), SealKey::new([1; 32]));
+        let secret = json!({"metadata": {"name": "s"}, "data": {"p": "aHVudGVyMg=="}});
+        let old = Write {
+            key: KEY.to_owned(),
+            change: StateChange::Put(secret.to_string().into()),
+            expect: Expect::Absent,
+        };
+        let plain = StateOp { space: "k8s".into(), key: old.key, change: old.change, expect: old.expect };
+        assert!(matches!(handle.call(Command::StateWrite(vec![plain])).await.unwrap(), Response::Written(_)));
+        let mut watch = store.watch(vec![KEY.to_owned()], 1).await.unwrap();
+        let read = store.get(KEY).await.unwrap().expect("it is there");
+        assert_eq!(json::text(&read.object, "data.p"), "aHVudGVyMg==");
+
+        store.write(vec![Write::update(KEY.to_owned(), &read.object, read.revision).unwrap()]).await.unwrap();
+        let map = "core/configmaps/default/m";
+        store.write(vec![Write::create(map.to_owned(), &secret).unwrap()]).await.unwrap();
+        let has = |bytes: &Bytes| bytes.windows(12).any(|part| part == b"aHVudGVyMg==");
+        assert!(!has(&raw(&handle, KEY).await) && has(&raw(&handle, map).await));
+        let change = watch.next().await.unwrap();
+        for seen in [change.previous.unwrap(), change.new.unwrap(), store.get(KEY).await.unwrap().unwrap()] {
+            assert_eq!(json::text(&seen.object, "data.p"), "aHVudGVyMg==");
+        }
+        watch.close().await;
+
+        assert_eq!(store.unreadable().await.unwrap(), 0);
+        let other = Store::new(handle, "k8s".into(), SealKey::new([2; 32]));
+        assert_eq!(other.unreadable().await.unwrap(), 1);
+        drop((store, other));
+        tasks.drain(Duration::from_secs(5)).await;
     }
 }
