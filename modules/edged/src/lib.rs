@@ -5,4 +5,6 @@
 //! node: it starts pods again after a reboot with no hub in reach.
 
 pub mod cri;
+pub mod fake;
 pub mod runtime;
+pub mod server;
