@@ -47,6 +47,7 @@ use crate::{
     bootstrap::{self, Bootstrap},
     ca::{Authority, AuthorityError, IssueError},
     fabric::{self, Administered},
+    nodes::Linked,
     registry::Registry,
     token::{self, CreateError, TokenRequest},
 };
@@ -255,6 +256,7 @@ impl Hub {
                 tasks: self.fronts.clone(),
                 tokens: Vec::new(),
                 anonymous: false,
+                nodes: Some(Arc::new(Linked(Arc::clone(&self.links)))),
                 controllers: true,
             };
             let serving = Box::pin(kubeapi::serve(options)).await?;

@@ -7,6 +7,7 @@ pub mod ca;
 pub mod enrol;
 pub mod fabric;
 pub mod hub;
+pub mod nodes;
 pub mod registry;
 pub mod renew;
 pub mod token;

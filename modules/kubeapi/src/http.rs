@@ -2,6 +2,7 @@
 
 pub(crate) mod body;
 pub(crate) mod negotiate;
+mod nodes;
 mod protobuf;
 pub(crate) mod request;
 pub(crate) mod route;
@@ -84,7 +85,8 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HANDSHAKE_MAX.max(limits::REQUEST_MAX))
         .max_buf_size(limits::HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(error) = Box::pin(serving).await {
         tracing::debug!(%from, %error, "a connection to the Kubernetes API failed");
     }

@@ -7,6 +7,7 @@
 //! api       verbs over objects                        │
 //! kinds, admission, crd   what kinds have of their own│
 //! store     objects in the broker's space `k8s`      ─┘
+//! nodes     logs, exec, attach, port-forward: over Streams to nodes
 //! cache     all objects in memory, by one watch: for the authorizer and the controllers
 //! schema    one description of each kind: reading, merging, applying, OpenAPI
 //! ```
@@ -19,7 +20,7 @@
 //! **Not served:** protobuf (406 and 415; clients fall back to JSON) but for what kubectl asks and creates in it
 //! without looking, several versions of a custom resource
 //! with conversion, CEL rules, webhooks, aggregated API servers, StatefulSet and CronJob controllers,
-//! exec, attach, port-forward and logs (they need a node), quotas and limit ranges (objects alone).
+//! proxies to pods and services, quotas and limit ranges (objects alone).
 
 mod admission;
 mod api;
@@ -37,6 +38,7 @@ mod kinds;
 mod limits;
 mod managed;
 mod names;
+pub mod nodes;
 mod normal;
 mod openapi;
 mod patch;

@@ -18,6 +18,11 @@ pub(crate) const CONNECTIONS_MAX: usize = 1024;
 pub(crate) const REQUESTS_MAX: usize = 256;
 /// Watches at a time: each has a queue at the broker.
 pub(crate) const WATCHES_MAX: usize = 2048;
+/// Requests on their way to nodes at a time: logs that are followed, commands, forwarded ports. Each holds a
+/// Stream's windows and two buffers of an upgraded connection.
+pub(crate) const NODE_REQUESTS_MAX: usize = 1024;
+/// Largest text of a node's refusal that is passed on.
+pub(crate) const NODE_REFUSAL_MAX: usize = 2048;
 /// Bytes of request headers of one connection; a token is about a kilobyte.
 pub(crate) const HEADER_BYTES_MAX: usize = 64 << 10;
 /// A connection that takes longer to say who it is, or to ask, is closed.

@@ -19,6 +19,7 @@ use crate::{
     cache::Cache,
     controllers,
     http::{self, route::Server},
+    nodes::{NodeStreams, forward::Forwarder},
     pki::{Pki, PkiError},
     registry::Registry,
     store::Store,
@@ -40,6 +41,8 @@ pub struct Options<'a> {
     pub tokens: Vec<StaticToken>,
     /// Whether clients without credentials are `system:anonymous` or refused.
     pub anonymous: bool,
+    /// The way to nodes, for logs, exec, attach and port-forward.
+    pub nodes: Option<Arc<dyn NodeStreams>>,
     /// Whether it runs the controllers and the scheduler. Without them it is a store of objects.
     pub controllers: bool,
 }
@@ -139,7 +142,8 @@ pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
     }
     // What was defined before is served from the first request on.
     controllers::serve_definitions(&api);
-    let server = Arc::new(Server::new(api, audit, options.tasks.clone()));
+    let nodes = options.nodes.map(|nodes| Forwarder::new(nodes, options.tasks.clone()));
+    let server = Arc::new(Server::new(api, audit, nodes, options.tasks.clone()));
     let serving = http::serve(options.listener, tls, server, options.tasks.clone());
     options.tasks.spawn("kubernetes api", serving);
     Ok(Serving { address, kubeconfig })

@@ -137,6 +137,12 @@ pub(crate) fn read(method: &Method, uri: &Uri) -> Asked {
     Asked { attributes, version: version.to_owned(), query }
 }
 
+/// Every value of a parameter, in order.
+pub(crate) fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = String> + 'a {
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.filter(move |(held, _)| decoded(held, true) == name).map(|(_, value)| decoded(value, true))
+}
+
 /// The manager of a write: as named, or the program that asks.
 pub(crate) fn manager(query: &Params, headers: &HeaderMap) -> Result<String, Status> {
     let named = query.text("fieldManager");

@@ -30,7 +30,9 @@ use crate::{
         watch::WatchQuery,
     },
     audit::Audit,
-    auth, authz, discovery, json, limits, openapi, reviews,
+    auth, authz, discovery, json, limits,
+    nodes::{forward::Forwarder, parts::Part},
+    openapi, reviews,
     selector::{Fields, Labels},
     status::Status,
     user::User,
@@ -42,19 +44,22 @@ pub(crate) struct Server {
     pub(crate) api: Arc<Api>,
     pub(crate) audit: Audit,
     pub(crate) tasks: broker::Tasks,
+    /// The way to nodes, if there is one.
+    pub(super) nodes: Option<Forwarder>,
     requests: Semaphore,
     watches: Arc<Semaphore>,
 }
 
 /// An answer on its way out.
-type Reply = Response<Answer>;
+pub(super) type Reply = Response<Answer>;
 
 impl Server {
-    pub(crate) fn new(api: Arc<Api>, audit: Audit, tasks: broker::Tasks) -> Self {
+    pub(crate) fn new(api: Arc<Api>, audit: Audit, nodes: Option<Forwarder>, tasks: broker::Tasks) -> Self {
         Self {
             api,
             audit,
             tasks,
+            nodes,
             requests: Semaphore::new(limits::REQUESTS_MAX),
             watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)),
         }
@@ -119,6 +124,9 @@ impl Server {
         }
         let too_many = || Status::too_many("Too many requests, please try again later.");
         let _place = self.requests.try_acquire().map_err(|_full| too_many())?;
+        if let Some(part) = Part::of(attributes) {
+            return self.at_node(request, asked, part, &user).await;
+        }
         if attributes.path.is_empty() {
             return self.resource(request, asked, user).await;
         }
@@ -474,7 +482,7 @@ fn json_reply(code: StatusCode, object: &Value) -> Reply {
     reply
 }
 
-fn text(code: StatusCode, body: &str) -> Reply {
+pub(super) fn text(code: StatusCode, body: &str) -> Reply {
     let mut reply = Response::new(Answer::whole(body.to_owned()));
     *reply.status_mut() = code;
     reply.headers_mut().insert("content-type", HeaderValue::from_static("text/plain; charset=utf-8"));

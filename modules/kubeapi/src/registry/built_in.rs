@@ -23,7 +23,9 @@ fn core() -> Vec<Resource> {
         "status.podIP",
         "status.nominatedNodeName",
     ];
+    let connects = |name, kind| Subresource { name, group: "", version: "", kind, verbs: &["create", "get"] };
     let pod_subresources = [
+        connects("attach", "PodAttachOptions"),
         Subresource { name: "binding", group: "", version: "", kind: "Binding", verbs: &["create"] },
         Subresource {
             name: "ephemeralcontainers",
@@ -39,7 +41,17 @@ fn core() -> Vec<Resource> {
             kind: "Eviction",
             verbs: &["create"],
         },
+        connects("exec", "PodExecOptions"),
+        Subresource { name: "log", group: "", version: "", kind: "Pod", verbs: &["get"] },
+        connects("portforward", "PodPortForwardOptions"),
     ];
+    let proxy = Subresource {
+        name: "proxy",
+        group: "",
+        version: "",
+        kind: "NodeProxyOptions",
+        verbs: &["create", "delete", "get", "patch", "update"],
+    };
     let token = Subresource {
         name: "token",
         group: "authentication.k8s.io",
@@ -58,7 +70,7 @@ fn core() -> Vec<Resource> {
             .sub(&[finalize])
             .names(Names::Label)
             .fields(&["status.phase"]),
-        core("Node", "nodes").cluster().short(&["no"]).status().fields(&["spec.unschedulable"]),
+        core("Node", "nodes").cluster().short(&["no"]).status().sub(&[proxy]).fields(&["spec.unschedulable"]),
         core("Pod", "pods")
             .short(&["po"])
             .all()

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use kubeapi::{Options, Serving, StaticToken};
+use kubeapi::{Options, Serving, StaticToken, nodes::NodeStreams};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 pub(crate) const ADMIN: &str = "Bearer admin-token";
 
@@ -29,7 +29,11 @@ impl TestServer {
         Self::with_tokens(Vec::new()).await
     }
 
-    pub(crate) async fn with_tokens(mut tokens: Vec<StaticToken>) -> Self {
+    pub(crate) async fn with_tokens(tokens: Vec<StaticToken>) -> Self {
+        Self::with(tokens, None).await
+    }
+
+    pub(crate) async fn with(mut tokens: Vec<StaticToken>, nodes: Option<Arc<dyn NodeStreams>>) -> Self {
         tokens.push(token("admin-token", "admin", &["system:masters"]));
         let folder = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
@@ -44,6 +48,7 @@ impl TestServer {
             tasks: tasks.clone(),
             tokens,
             anonymous: true,
+            nodes,
             controllers: true,
         };
         let serving = kubeapi::serve(options).await.unwrap();
@@ -63,6 +68,12 @@ impl TestServer {
         self.tasks.drain(Duration::from_secs(5)).await;
     }
 
+    pub(crate) async fn connect(&self) -> TlsStream<TcpStream> {
+        let stream = TcpStream::connect(self.serving.address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.unwrap()
+    }
+
     /// Sends a request with the administrator's token unless the headers say otherwise.
     pub(crate) async fn send(
         &self,
@@ -71,9 +82,7 @@ impl TestServer {
         headers: &[(String, String)],
         body: Option<Bytes>,
     ) -> Response<Incoming> {
-        let stream = TcpStream::connect(self.serving.address).await.unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        let stream = TlsConnector::from(Arc::clone(&self.tls)).connect(name, stream).await.unwrap();
+        let stream = self.connect().await;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         self.tasks.spawn("test connection", async move { drop(connection.await) });
         let mut request = Request::builder().method(Method::from_bytes(method.as_bytes()).unwrap()).uri(path);

@@ -3,6 +3,7 @@
 
 mod client;
 mod kubectl;
+mod nodes;
 mod replay;
 mod semantics;
 mod workloads;
