@@ -4,7 +4,12 @@
 //! container runtime, and writes what became of them to the node's space `status`. All of that is durable on the
 //! node: it starts pods again after a reboot with no hub in reach.
 
+pub mod cgroups;
 pub mod cri;
+pub mod env;
 pub mod fake;
+pub mod make;
+pub mod objects;
+pub mod quantity;
 pub mod runtime;
 pub mod server;
