@@ -31,7 +31,7 @@ use broker::{
 };
 use ops::{
     admin::{Admin, AdminError, AdminSocket, backup::Backups},
-    config::Config,
+    config::{Config, kubernetes},
     endpoints::Endpoints,
     metrics::{self, Exporter, Readiness},
     parts,
@@ -45,6 +45,7 @@ use crate::{
     admin,
     authorizer::Authorizer,
     bootstrap::{self, Bootstrap},
+    bridge,
     ca::{Authority, AuthorityError, IssueError},
     fabric::{self, Administered},
     nodes::Linked,
@@ -90,6 +91,9 @@ pub enum StartError {
     /// The Kubernetes API.
     #[error(transparent)]
     Kubernetes(#[from] kubeapi::ServeError),
+    /// The way to it.
+    #[error(transparent)]
+    Bridge(#[from] bridge::ClusterError),
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -263,6 +267,7 @@ impl Hub {
             self.endpoints.kubernetes = Some(serving.address);
             self.endpoints.kubeconfig = Some(serving.kubeconfig);
         }
+        self.serve_bridge(config, &exporter).await?;
         if let Some(address) = config.listen.metrics {
             let listening = metrics::serve(address, &exporter, &self.fronts).await;
             let bound =
@@ -286,6 +291,29 @@ impl Hub {
             &self.fronts,
         );
         Ok(())
+    }
+
+    /// The bridge to the hub's own API server, or to a cluster.
+    async fn serve_bridge(&self, config: &Config, exporter: &Exporter) -> Result<(), StartError> {
+        let source = match (&config.kubernetes.cluster, &self.endpoints.kubeconfig) {
+            (Some(kubernetes::Cluster::Kubeconfig(path)), _) => bridge::Source::File(path.clone()),
+            (Some(kubernetes::Cluster::Within), _) => bridge::Source::InCluster,
+            (None, Some(own)) => bridge::Source::File(own.clone()),
+            (None, None) => return Ok(()),
+        };
+        let options = bridge::Options {
+            source,
+            leases: config.kubernetes.cluster.is_some(),
+            addresses: config.kubernetes.addresses.clone(),
+            port: None,
+            writes_per_second: config.kubernetes.writes_per_second,
+            seal: None,
+            tier: self.tier().to_owned(),
+            broker: self.engine.handle.clone(),
+            fabric: Arc::clone(&self.engine.fabric),
+            tasks: self.fronts.clone(),
+        };
+        Ok(Box::pin(bridge::start(options, exporter)).await?)
     }
 
     fn serve_nats(&self, config: &Config, auth: Auth, listener: TcpListener, exporter: &Exporter) {

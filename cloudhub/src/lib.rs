@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod authorizer;
 pub mod bootstrap;
+pub mod bridge;
 pub mod ca;
 pub mod enrol;
 pub mod fabric;

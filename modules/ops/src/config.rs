@@ -8,6 +8,7 @@
 mod budgets;
 pub mod fabric;
 mod flags;
+pub mod kubernetes;
 mod layers;
 pub mod streams;
 pub mod units;
@@ -96,6 +97,8 @@ pub struct Config {
     pub proxy: Option<Proxy>,
     /// The servers that replicas of this hub share; `None`: a single hub.
     pub fabric: Option<fabric::Fabric>,
+    /// The API server whose pods nodes run.
+    pub kubernetes: kubernetes::Kubernetes,
     /// Listening addresses.
     pub listen: Listen,
     /// Who may use the fronts.
@@ -289,6 +292,7 @@ impl Config {
         refuse_foreign_flags(role, &mut layers);
         let data = layers.take(DATA, folder).unwrap_or(default_data);
         let fabric = fabric::read(role, &mut layers);
+        let kubernetes = kubernetes::read(role, &mut layers);
         let config = Self {
             role,
             ready_file: layers.take(READY_FILE, path),
@@ -297,8 +301,9 @@ impl Config {
             hubs: Hub::merged(layers.take_list(HUB, units::hub).unwrap_or_default()),
             relay: layers.take(RELAY, node_name),
             proxy: layers.take(PROXY, units::proxy),
-            listen: read_listen(role, &data, fabric.is_some(), &mut layers),
+            listen: read_listen(role, &data, fabric.is_some(), kubernetes.cluster.is_some(), &mut layers),
             fabric,
+            kubernetes,
             auth: read_auth(role, &mut layers),
             streams: streams::read(&mut layers),
             budgets: budgets::read(&mut layers),
@@ -320,6 +325,8 @@ impl Config {
             let place = layers.name(KUBERNETES);
             layers.mistake(place, what);
         }
+        let serves = config.listen.kubernetes.is_some();
+        kubernetes::check(&config.kubernetes, serves, config.fabric.is_some(), &mut layers);
         layers.finish()?;
         Ok(config)
     }
@@ -405,7 +412,14 @@ fn refuse_foreign_flags(role: Role, layers: &mut Layers) {
         Role::Edge => &[NODE_NATS, WEBSOCKET, BOOTSTRAP, KUBERNETES],
     };
     let of_tier: &[Key] = if role == Role::Cloud { &[] } else { &fabric::FLAGS };
-    for key in foreign.iter().chain(of_tier).filter(|key| layers.has_flag(**key)).copied().collect::<Vec<_>>()
+    let of_hub: &[Key] = if role == Role::Edge { &kubernetes::FLAGS } else { &[] };
+    for key in foreign
+        .iter()
+        .chain(of_tier)
+        .chain(of_hub)
+        .filter(|key| layers.has_flag(**key))
+        .copied()
+        .collect::<Vec<_>>()
     {
         let what = format!("has no meaning for `octobus {}`; leave it out", role.as_str());
         layers.mistake(key.flag.to_owned(), what);
@@ -421,7 +435,7 @@ fn default_data(role: Role, sources: &Sources) -> PathBuf {
 }
 
 /// In a tier, users speak to its NATS servers and not to a hub.
-fn read_listen(role: Role, data: &Path, in_tier: bool, layers: &mut Layers) -> Listen {
+fn read_listen(role: Role, data: &Path, in_tier: bool, in_cluster: bool, layers: &mut Layers) -> Listen {
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
     const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let (hub, node) = (role != Role::Edge, role != Role::Cloud);
@@ -441,7 +455,12 @@ fn read_listen(role: Role, data: &Path, in_tier: bool, layers: &mut Layers) -> L
         node_nats: address(NODE_NATS, role == Role::Dev, LOOPBACK, None),
         quic: address(QUIC, true, open, hub.then_some(QUIC_PORT)),
         bootstrap: address(BOOTSTRAP, hub, open, Some(BOOTSTRAP_PORT)),
-        kubernetes: address(KUBERNETES, hub, LOOPBACK, (role == Role::Dev).then_some(KUBERNETES_PORT)),
+        kubernetes: address(
+            KUBERNETES,
+            hub,
+            LOOPBACK,
+            (role == Role::Dev && !in_cluster).then_some(KUBERNETES_PORT),
+        ),
         metrics: address(METRICS, true, LOOPBACK, Some(metrics)),
         websocket: address(WEBSOCKET, hub, open, Some(WEBSOCKET_PORT)),
         admin: layers.take(ADMIN, path).unwrap_or(admin),

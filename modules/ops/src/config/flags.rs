@@ -55,6 +55,9 @@ pub struct Flags {
     /// Kubernetes API of a single hub, or "off" [env: OCTOBUS_KUBERNETES]
     #[arg(long, value_name = "HOST:PORT")]
     pub kubernetes: Option<String>,
+    /// Cluster whose pods nodes run, or "in-cluster" [env: OCTOBUS_KUBECONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<String>,
     /// Health and metrics by HTTP, or "off" [env: OCTOBUS_METRICS]
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<String>,
@@ -114,6 +117,7 @@ impl Flags {
             ("--websocket", &self.websocket),
             ("--bootstrap", &self.bootstrap),
             ("--kubernetes", &self.kubernetes),
+            ("--kubeconfig", &self.kubeconfig),
             ("--metrics", &self.metrics),
             ("--admin", &self.admin),
             ("--users", &self.users),

@@ -32,6 +32,7 @@ pub(super) fn effective(config: &Config) -> String {
     if let Some(fabric) = &config.fabric {
         put("fabric", Value::Table(super::fabric::show(fabric)));
     }
+    put("kubernetes", Value::Table(super::kubernetes::show(&config.kubernetes)));
     put("listen", Value::Table(listen(config)));
     put("auth", Value::Table(auth(config)));
     put("stream", Value::Array(config.streams.iter().map(stream).collect()));
