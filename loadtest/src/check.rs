@@ -22,14 +22,14 @@ pub struct Found {
 
 /// Judges the messages of one node in the order of its Log.
 #[derive(Debug, Default)]
-struct Judge {
-    found: Found,
+pub(crate) struct Judge {
+    pub(crate) found: Found,
     seen: HashSet<u32>,
     last: Option<u32>,
 }
 
 impl Judge {
-    fn message(&mut self, number: u32) {
+    pub(crate) fn message(&mut self, number: u32) {
         if !self.seen.insert(number) {
             self.found.twice += 1;
             return;

@@ -16,12 +16,13 @@ use loadtest::{
     progress::Progress,
     report::Report,
     scenario::{Kind, Scenario},
+    tier::Servers,
 };
 
 /// Simulate a fleet: thousands of nodes, made of the agent's own code, link to a hub
 ///
 /// SCENARIO is a TOML file, or one of connect, steady, telemetry, fan-out, storm, rolling-restart, churn,
-/// downlink: those are built in, and lie in loadtest/scenarios. Every key of a scenario can be set with --set.
+/// downlink, endure: those are built in, and lie in loadtest/scenarios. Every key of a scenario can be set with --set.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -50,15 +51,28 @@ pub(crate) struct Cli {
     /// Program of --self-hosted: cloudhub or octobus; by default the one beside this program
     #[arg(long, value_name = "FILE", requires = "self_hosted")]
     hub_binary: Option<PathBuf>,
+    /// The hubs are replicas of a tier on these nats-servers, separated by commas: what arrived is read there
+    #[arg(long, value_name = "URLS", value_delimiter = ',')]
+    fabric: Vec<String>,
+    /// User of the servers' account OCTOBUS
+    #[arg(long, value_name = "NAME", requires_all = ["fabric", "fabric_password_file"])]
+    fabric_user: Option<String>,
+    /// File with the user's password
+    #[arg(long, value_name = "FILE", requires = "fabric_user")]
+    fabric_password_file: Option<PathBuf>,
+    /// Replicas that --self-hosted starts on the nats-servers of --fabric
+    #[arg(long, value_name = "N", default_value_t = 1, requires_all = ["self_hosted", "fabric"], value_parser = clap::value_parser!(u32).range(1..=64))]
+    replicas: u32,
     /// Hub to link to by QUIC; several times for several replicas
     #[arg(long, value_name = "HOST:PORT", requires = "ca")]
     hub: Vec<String>,
     /// Data folder of the hub, for the CA with which certificates are issued here
     #[arg(long, value_name = "DIR")]
     ca: Option<PathBuf>,
-    /// Administration socket of a hub, to enrol the nodes; default CA/admin.sock if that exists
+    /// Administration socket of a hub, to enrol the nodes and to change State; several times for several replicas;
+    /// default CA/admin.sock if that exists
     #[arg(long, value_name = "SOCKET")]
-    admin: Option<PathBuf>,
+    admin: Vec<PathBuf>,
     /// NATS front of a hub, for what goes to and comes from subscribers
     #[arg(long, value_name = "HOST:PORT", requires = "hub")]
     nats: Option<String>,
@@ -183,14 +197,17 @@ fn plan(cli: &Cli, own_folder: Option<&Path>) -> Result<Run, Usage> {
             let made = folder.recursive(true).mode(0o700).create(data);
             made.map_err(|error| Usage(format!("{}: {error}", data.display())))?;
             let program = Program::new(cli.hub_binary.as_deref(), data, scenario.heartbeat, scenario.nodes);
-            Aim::Own(program.map_err(|error| Usage(error.to_string()))?)
+            Aim::Own(program.map_err(|error| Usage(error.to_string()))?, cli.replicas)
         }
         (false, Some(ca)) if !cli.hub.is_empty() => {
             let hubs = cli.hub.iter().map(|hub| address(hub)).collect::<Result<_, _>>()?;
             let beside = ca.join("admin.sock");
-            let admin = cli.admin.clone().or_else(|| beside.exists().then_some(beside));
+            let mut admins = cli.admin.clone();
+            if admins.is_empty() && beside.exists() {
+                admins.push(beside);
+            }
             let nats = cli.nats.as_deref().map(address).transpose()?;
-            Aim::Given { hubs, ca: ca.clone(), admin, nats }
+            Aim::Given { hubs, ca: ca.clone(), admins, nats }
         }
         (false, _) => {
             return Err(Usage(
@@ -205,9 +222,12 @@ fn plan(cli: &Cli, own_folder: Option<&Path>) -> Result<Run, Usage> {
         (None, Some(data)) => data.join("certs"),
         (None, None) => default_cache(),
     };
+    let login = cli.fabric_user.clone().zip(cli.fabric_password_file.clone());
+    let servers = (!cli.fabric.is_empty()).then(|| Servers { addresses: cli.fabric.clone(), login });
     Ok(Run {
         scenario,
         aim,
+        servers,
         processes: cli.processes,
         part: (cli.index, cli.of),
         cache,
@@ -257,10 +277,18 @@ fn default_cache() -> PathBuf {
 /// Says what will be done, and asks where somebody can answer.
 fn may_begin(run: &Run, yes: bool) -> bool {
     let at = match &run.aim {
-        Aim::Own(program) => format!("a hub of its own in {}", program.data().display()),
-        Aim::Given { hubs, admin, .. } => {
+        Aim::Own(program, replicas) => {
+            let data = program.data().display();
+            match &run.servers {
+                Some(servers) => {
+                    format!("{replicas} replicas of its own in {data}, on {}", servers.list())
+                }
+                None => format!("a hub of its own in {data}"),
+            }
+        }
+        Aim::Given { hubs, admins, .. } => {
             let hubs: Vec<_> = hubs.iter().map(SocketAddr::to_string).collect();
-            let enrols = match admin {
+            let enrols = match admins.first() {
                 Some(admin) => format!("nodes are enrolled through {}", admin.display()),
                 None => "nodes must be enrolled already".to_owned(),
             };

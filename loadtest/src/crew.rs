@@ -1,7 +1,7 @@
 //! What the nodes of one worker share.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, OnceLock,
@@ -97,7 +97,7 @@ impl Crew {
         let (prefix, first, run) = (plan.kept.prefix.clone(), plan.first, plan.run);
         let config = move |place: u32| node_config(&prefix, first + place, run);
         let (told, observed) = (Arc::clone(&tally), plan.run);
-        let observe = move |_place: u32, record: &Record| told.observe(record, observed);
+        let observe = move |place: u32, record: &Record| told.observe(place, record, observed);
         let fleet = fleet::start(plan.nodes, config, observe, &tasks);
         let params = Params { heartbeat: scenario.heartbeat, ..Params::default() };
         Ok(Arc::new(Self {
@@ -150,6 +150,14 @@ fn node_config(prefix: &str, number: u32, run: u64) -> core::Config {
     core::Config::node(&name, instance, seed)
 }
 
+/// The newest value of an object at a node.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    /// Incarnation and revision.
+    revision: (u64, u64),
+    number: u32,
+}
+
 /// What a worker counts and measures.
 #[derive(Debug)]
 pub struct Tally {
@@ -166,6 +174,9 @@ pub struct Tally {
     downs: AtomicU64,
     downs_disordered: AtomicU64,
     last_down_us: AtomicU64,
+    backwards: AtomicU64,
+    /// The State of this run: of a node (its place) the object that all want (true) or its own.
+    held: Mutex<HashMap<(u32, bool), Held>>,
     /// Who answers messages from the hub.
     answers: OnceLock<mpsc::Sender<Mark>>,
     /// From the dial to Welcome.
@@ -191,6 +202,8 @@ impl Default for Tally {
             downs: AtomicU64::new(0),
             downs_disordered: AtomicU64::new(0),
             last_down_us: AtomicU64::new(0),
+            backwards: AtomicU64::new(0),
+            held: Mutex::default(),
             answers: OnceLock::new(),
             welcome: Mutex::new(histogram()),
             heartbeat: Mutex::new(histogram()),
@@ -244,7 +257,7 @@ impl Tally {
     }
 
     /// A record has become durable at a node.
-    fn observe(&self, record: &Record, run: u64) {
+    fn observe(&self, place: u32, record: &Record, run: u64) {
         let is_down = match record.header.kind {
             Kind::PUT => false,
             // What the node published is its own.
@@ -255,6 +268,7 @@ impl Tally {
         let now_us = clock::wall_us();
         if !is_down {
             self.changes.fetch_add(1, Relaxed);
+            self.hold(place, record, &mark);
             return record_us(&self.change, now_us.saturating_sub(mark.time_us));
         }
         let before = self.downs.fetch_add(1, Relaxed);
@@ -266,6 +280,24 @@ impl Tally {
                 tracing::debug!(number = mark.number, "not answered");
             }
         }
+    }
+
+    fn hold(&self, place: u32, record: &Record, mark: &Mark) {
+        let now = Held { revision: (record.header.epoch, record.header.seq), number: mark.number };
+        let mut held = self.held.lock().expect("no panic under this lock");
+        let before = held.entry((place, mark.node == u32::MAX)).or_insert(now);
+        if now.revision < before.revision {
+            self.backwards.fetch_add(1, Relaxed);
+        }
+        *before = now;
+    }
+
+    /// Numbers of the newest values, as [`crate::wire::Numbers::held`] has them; 0: none.
+    #[must_use]
+    pub fn held(&self, nodes: u32) -> Vec<[u32; 2]> {
+        let held = self.held.lock().expect("no panic under this lock");
+        let number = |place, shared| held.get(&(place, shared)).map_or(0, |held| held.number);
+        (0..nodes).map(|place| [number(place, true), number(place, false)]).collect()
     }
 
     /// When the last message from the hub arrived, wall microseconds.
@@ -301,6 +333,7 @@ impl Tally {
             changes: self.changes.load(Relaxed),
             downs: self.downs.load(Relaxed),
             downs_disordered: self.downs_disordered.load(Relaxed),
+            backwards: self.backwards.load(Relaxed),
         }
     }
 

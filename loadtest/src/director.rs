@@ -8,13 +8,14 @@ use ops::client::{Client, ClientError};
 use tokio::time::Instant;
 
 use crate::{
-    hub::{Hub, HubError, Program},
+    hub::{HubError, Hubs, Program},
     line,
     pki::{self, Kept, PkiError},
     process,
     progress::Progress,
     report::Report,
     scenario::{Kind, Scenario},
+    tier::{Servers, TierError},
     wire::Plan,
     workers::{WorkerError, Workers},
 };
@@ -28,9 +29,12 @@ pub enum RunError {
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// The own hub.
+    /// An own hub.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The tier's NATS servers.
+    #[error(transparent)]
+    Tier(#[from] TierError),
     /// The hub's administration.
     #[error(transparent)]
     Admin(#[from] ClientError),
@@ -43,6 +47,9 @@ pub enum RunError {
     /// The long line.
     #[error("no port for a long line: {0}")]
     Line(std::io::Error),
+    /// State that had to be written first, or last.
+    #[error("no hub took what was to be written in time")]
+    NotWritten,
     /// A scenario that needs what was not given.
     #[error("scenario {0} needs {1}")]
     Needs(&'static str, &'static str),
@@ -51,17 +58,17 @@ pub enum RunError {
 /// At whom a run aims.
 #[derive(Debug)]
 pub enum Aim {
-    /// A hub that the run starts.
-    Own(Program),
+    /// A hub that the run starts, or so many replicas of it on the tier's NATS servers.
+    Own(Program, u32),
     /// Hubs that run already.
     Given {
         /// Where nodes link.
         hubs: Vec<SocketAddr>,
         /// The hub's data folder, or one with its folder `tier`: for the CA.
         ca: PathBuf,
-        /// The administration socket of one of them, to enrol the nodes and to read what arrived; without one
-        /// they must be enrolled.
-        admin: Option<PathBuf>,
+        /// Administration sockets, to enrol the nodes, to change State and to read what arrived; any that answers is
+        /// asked. Without one the nodes must be enrolled.
+        admins: Vec<PathBuf>,
         /// The NATS front of one of them.
         nats: Option<SocketAddr>,
     },
@@ -74,6 +81,8 @@ pub struct Run {
     pub scenario: Scenario,
     /// To whom.
     pub aim: Aim,
+    /// The NATS servers of the hubs' tier, if they are replicas.
+    pub servers: Option<Servers>,
     /// Processes of this part of the fleet.
     pub processes: u32,
     /// Which part of the fleet this is, and of how many: `(0, 1)` is all of it.
@@ -97,10 +106,10 @@ pub(crate) struct Running {
     pub(crate) nodes: u32,
     /// First part of their names.
     pub(crate) prefix: String,
-    /// The own hub, and how to start it again.
-    pub(crate) program: Option<Program>,
-    pub(crate) hub: Option<Hub>,
-    pub(crate) admin: Option<PathBuf>,
+    /// The own hubs.
+    pub(crate) hubs: Hubs,
+    pub(crate) admins: Vec<PathBuf>,
+    pub(crate) servers: Option<Servers>,
     pub(crate) nats: Option<SocketAddr>,
     pub(crate) workers: Workers,
     pub(crate) watch: Vec<u32>,
@@ -127,26 +136,37 @@ pub struct Sample {
 }
 
 impl Run {
-    /// Runs it. The hub that it started has ended when this returns.
+    /// Runs it. The hubs that it started have ended when this returns.
     ///
     /// # Errors
     /// See [`RunError`]: a run that was made and found something wrong has a report instead.
     pub async fn run(self) -> Result<(Report, Vec<Sample>), RunError> {
-        let Self { scenario, aim, processes, part, cache, watch, mut progress } = self;
+        let Self { scenario, aim, servers, processes, part, cache, watch, mut progress } = self;
         let (first, nodes) = share(scenario.nodes, part.0, part.1);
         let mut report =
             Report { scenario: scenario.kind.as_str().to_owned(), nodes, processes, ..Report::default() };
-        let (mut program, mut hub) = (None, None);
-        let (mut hubs, ca, admin, nats): (Vec<SocketAddr>, _, _, _) = match aim {
-            Aim::Own(mut own) => {
+        let mut own = Hubs::default();
+        let (mut hubs, ca, admins, nats): (Vec<SocketAddr>, _, _, _) = match aim {
+            Aim::Own(mut program, replicas) => {
                 progress.say("starting a hub");
-                let started = own.start().await?;
-                let ops::endpoints::Endpoints { quic, admin, nats, .. } = started.endpoints.clone();
-                let data = own.data().to_owned();
-                (program, hub) = (Some(own), Some(started));
-                (quic.into_iter().collect(), data, admin, nats)
+                let data = program.data().to_owned();
+                let programs: Vec<Program> = match &servers {
+                    Some(servers) => {
+                        program.make_authority().await?;
+                        (0..replicas).map(|number| program.replica(servers, number)).collect()
+                    }
+                    None => vec![program],
+                };
+                let (mut hubs, mut admins, mut front) = (Vec::new(), Vec::new(), None);
+                for program in programs {
+                    let ops::endpoints::Endpoints { quic, admin, nats, .. } = own.add(program).await?;
+                    hubs.extend(quic);
+                    admins.extend(admin);
+                    front = front.or(nats);
+                }
+                (hubs, data, admins, front)
             }
-            Aim::Given { hubs, ca, admin, nats } => (hubs, ca, admin, nats),
+            Aim::Given { hubs, ca, admins, nats } => (hubs, ca, admins, nats),
         };
         let lines = Tasks::new();
         if let (Kind::Downlink, Some(hub)) = (scenario.kind, hubs.first_mut()) {
@@ -157,13 +177,12 @@ impl Run {
                 progress.show("certificates", u64::from(done), u64::from(first + nodes));
             }
         })?;
-        let hub_pid = hub.as_ref().map(Hub::pid);
-        let before = hub_pid.and_then(|pid| process::rss(pid).ok());
+        let before = own.rss();
         let mut enrolled = 0;
-        if let Some(admin) = &admin {
+        if let Some(admin) = admins.first() {
             enrolled = enrol(&Client::new(admin), &kept, first, nodes, &mut progress).await?;
         }
-        let hub_rss = hub_pid.and_then(|pid| process::rss(pid).ok());
+        let hub_rss = own.rss();
         if let (Some(before), Some(after), 1..) = (before, hub_rss, enrolled) {
             report.hub_rss_bytes_per_enrolment = Some((after as f64 - before as f64) / enrolled as f64);
         }
@@ -176,9 +195,9 @@ impl Run {
             nodes,
             prefix: scenario.prefix.clone(),
             scenario,
-            program,
-            hub,
-            admin,
+            hubs: own,
+            admins,
+            servers,
             nats,
             workers,
             watch,
@@ -189,12 +208,10 @@ impl Run {
             began: Instant::now(),
         };
         let told = Box::pin(running.all()).await;
-        let Running { workers, hub, mut report, samples, .. } = running;
+        let Running { workers, hubs, mut report, samples, .. } = running;
         workers.stop().await;
         lines.drain(Duration::from_secs(1)).await;
-        if let Some(hub) = hub {
-            hub.stop().await;
-        }
+        hubs.stop().await;
         told?;
         report.load = process::load();
         report.passed = report.violations.is_empty();

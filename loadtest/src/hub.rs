@@ -1,4 +1,4 @@
-//! A hub of this run's own: a child process, so that its memory and CPU are its own too.
+//! Hubs of this run's own: child processes, so that their memory and CPU are their own too.
 
 use std::{
     net::SocketAddr,
@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
-use ops::endpoints::Endpoints;
+use ops::{client::Client, endpoints::Endpoints};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{Child, Command},
     time::{Instant, sleep, timeout},
 };
+
+use crate::{guard, process, tier::Servers};
 
 /// Longest start: a store to recover, a busy machine, a debug build.
 const START: Duration = Duration::from_secs(120);
@@ -47,8 +49,10 @@ pub struct Program {
     binary: PathBuf,
     data: PathBuf,
     quic: SocketAddr,
-    nats: SocketAddr,
+    /// `None`: it has no NATS front, as in a tier.
+    nats: Option<SocketAddr>,
     env: Vec<(&'static str, String)>,
+    args: Vec<String>,
 }
 
 /// A running hub. Dropping it kills it.
@@ -79,7 +83,38 @@ impl Program {
             ("OCTOBUS_LIMITS_LINKS", (links + 16).to_string()),
         ];
         let binary = binary.map_or_else(beside, |binary| Ok(binary.to_owned()))?;
-        Ok(Self { binary, data: data.to_owned(), quic: any, nats: any, env })
+        Ok(Self { binary, data: data.to_owned(), quic: any, nats: Some(any), env, args: Vec::new() })
+    }
+
+    /// The same hub as replica `number` of a tier on these servers, which all know by the authority in this
+    /// hub's own data folder ([`make_authority`](Self::make_authority)).
+    #[must_use]
+    pub fn replica(&self, servers: &Servers, number: u32) -> Self {
+        let mut replica = self.clone();
+        let name = format!("replica-{number}");
+        replica.data = self.data.join(&name);
+        replica.nats = None;
+        replica.env.extend([
+            ("OCTOBUS_FABRIC_AUTHORITY", self.data.join("tier").display().to_string()),
+            ("OCTOBUS_FABRIC_COPIES", servers.copies().to_string()),
+        ]);
+        if let Some((user, file)) = &servers.login {
+            replica.env.push(("OCTOBUS_FABRIC_USER", user.clone()));
+            replica.env.push(("OCTOBUS_FABRIC_PASSWORD_FILE", file.display().to_string()));
+        }
+        replica.args = ["--fabric", &servers.list(), "--replica", &name].map(str::to_owned).to_vec();
+        replica
+    }
+
+    /// Starts the hub alone for a moment, unless its data folder has an authority already.
+    ///
+    /// # Errors
+    /// See [`HubError`].
+    pub async fn make_authority(&mut self) -> Result<(), HubError> {
+        if !self.data.join("tier").exists() {
+            self.start().await?.stop().await;
+        }
+        Ok(())
     }
 
     /// Its data folder.
@@ -93,9 +128,13 @@ impl Program {
     /// # Errors
     /// See [`HubError`].
     pub async fn start(&mut self) -> Result<Hub, HubError> {
+        let spawn = |source| HubError::Spawn { binary: self.binary.clone(), source };
+        std::fs::create_dir_all(&self.data)
+            .map_err(|source| HubError::Io { path: self.data.clone(), source })?;
+        let nats = self.nats.map_or_else(|| "off".to_owned(), |address| address.to_string());
         let ready = self.data.join("loadtest-ready.json");
         drop(std::fs::remove_file(&ready));
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::from(guard::command(&self.binary).map_err(spawn)?);
         if self.binary.file_stem().is_some_and(|name| name == "octobus") {
             command.arg("cloud");
         }
@@ -104,15 +143,15 @@ impl Program {
             .arg(&self.data)
             .arg("--ready-file")
             .arg(&ready)
-            .args(["--quic", &self.quic.to_string(), "--nats", &self.nats.to_string(), "--anonymous"])
+            .args(["--quic", &self.quic.to_string(), "--nats", &nats, "--anonymous"])
             .args(["--websocket", "off", "--bootstrap", "off", "--metrics", "off", "--log-level", "warn"])
+            .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .kill_on_drop(true);
         let began = Instant::now();
-        let mut child =
-            command.spawn().map_err(|source| HubError::Spawn { binary: self.binary.clone(), source })?;
+        let mut child = command.spawn().map_err(spawn)?;
         let endpoints = loop {
             if let Some(status) = child.try_wait().ok().flatten() {
                 return Err(HubError::Ended(status));
@@ -125,7 +164,7 @@ impl Program {
             }
         };
         self.quic = endpoints.quic.unwrap_or(self.quic);
-        self.nats = endpoints.nats.unwrap_or(self.nats);
+        self.nats = endpoints.nats.or(self.nats);
         Ok(Hub { child, endpoints, took: began.elapsed() })
     }
 }
@@ -142,6 +181,78 @@ fn beside() -> Result<PathBuf, HubError> {
         .flat_map(|folder| ["cloudhub", "octobus"].map(|name| folder.join(name)))
         .find(|path| path.is_file());
     found.ok_or_else(|| HubError::NoBinary(own.clone()))
+}
+
+/// The hubs that a run started, each with how to start it again.
+#[derive(Debug, Default)]
+pub struct Hubs(Vec<(Program, Option<Hub>)>);
+
+impl Hubs {
+    /// Starts one more; its endpoints.
+    ///
+    /// # Errors
+    /// See [`HubError`].
+    pub async fn add(&mut self, mut program: Program) -> Result<Endpoints, HubError> {
+        let hub = program.start().await?;
+        let endpoints = hub.endpoints.clone();
+        self.0.push((program, Some(hub)));
+        Ok(endpoints)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Processes of those that run.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().filter_map(|(_program, hub)| hub.as_ref().map(Hub::pid))
+    }
+
+    /// Resident memory of all, bytes; `None` if none runs.
+    #[must_use]
+    pub fn rss(&self) -> Option<u64> {
+        self.pids().map(|pid| process::rss(pid).ok()).sum::<Option<u64>>().filter(|bytes| *bytes > 0)
+    }
+
+    /// So many nodes are a replica's, as it says itself; `None`: it does not answer, or is no replica.
+    pub async fn nodes_owned(&self, number: usize) -> Option<u64> {
+        let admin = self.0.get(number)?.1.as_ref()?.endpoints.admin.as_ref()?;
+        let mut lines = Client::new(admin).lines("/v1/stats", &[]).await.ok()?;
+        loop {
+            let line = lines.next().await.ok()??;
+            if let Some(count) = line.strip_prefix(b"octobus_nodes_owned ") {
+                return std::str::from_utf8(count).ok()?.trim_end().parse().ok();
+            }
+        }
+    }
+
+    /// Ends one: at once, or in an orderly way.
+    pub async fn end(&mut self, number: usize, orderly: bool) {
+        match self.0[number].1.take() {
+            Some(hub) if orderly => drop(hub.stop().await),
+            Some(hub) => hub.kill().await,
+            None => {}
+        }
+    }
+
+    /// Starts one that was ended.
+    ///
+    /// # Errors
+    /// See [`HubError`].
+    pub async fn start(&mut self, number: usize) -> Result<(), HubError> {
+        let (program, hub) = &mut self.0[number];
+        *hub = Some(program.start().await?);
+        Ok(())
+    }
+
+    /// Ends all in an orderly way.
+    pub async fn stop(mut self) {
+        for number in 0..self.0.len() {
+            self.end(number, true).await;
+        }
+    }
 }
 
 impl Hub {

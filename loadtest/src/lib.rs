@@ -10,12 +10,14 @@
 //! of their own, so that the memory and CPU of a node can be told from everything else. A worker does what a
 //! line on its standard input says and answers with lines on its standard output ([`wire`]).
 //!
-//! It aims only at addresses that it was given, or at a hub that it started itself.
+//! It aims only at addresses that it was given, or at hubs that it started itself; those end with it ([`guard`]).
 
 pub mod check;
 pub mod crew;
 pub mod director;
+mod endure;
 pub mod gate;
+pub mod guard;
 pub mod hub;
 pub mod line;
 pub mod mark;
@@ -29,6 +31,7 @@ pub mod publish;
 pub mod report;
 pub mod scenario;
 mod steps;
+pub mod tier;
 mod traffic;
 pub mod wire;
 pub mod worker;

@@ -9,6 +9,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    if let Some(error) = loadtest::guard::become_another(std::env::args_os()) {
+        eprintln!("loadtest: cannot start the hub: {error}");
+        return ExitCode::FAILURE;
+    }
     let cli = cli::Cli::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

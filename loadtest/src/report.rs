@@ -69,6 +69,14 @@ pub struct Report {
     pub change_p50_us: Option<u64>,
     /// Writing of State at the hub to its arrival at a node, microseconds.
     pub change_p99_us: Option<u64>,
+    /// Changes of State that a hub took.
+    pub changes_written: Option<u64>,
+    /// Changes of State that no hub took.
+    pub changes_refused: Option<u64>,
+    /// Nodes that do not have the last State in the end.
+    pub behind: Option<u64>,
+    /// Times that a key went back to an older revision at a node.
+    pub backwards: Option<u64>,
     /// From a hub's end to the last node that noticed, seconds, for each time.
     pub detection_s: Vec<f64>,
     /// From the hub's readiness to the last node's Welcome, seconds, for each time.
@@ -148,6 +156,11 @@ impl Report {
                 format!("{arrived}; {} missing, {} twice, {} out of order", wrong.0, wrong.1, wrong.2),
             );
         }
+        if let (Some(written), Some(refused)) = (self.changes_written, self.changes_refused) {
+            let count = |count: Option<u64>| count.unwrap_or_default();
+            let wrong = format!("{} nodes behind, {} backwards", count(self.behind), count(self.backwards));
+            line("changes of State", format!("{written} written, {refused} refused; {wrong}"));
+        }
         for (detection, back) in self.detection_s.iter().zip(&self.return_s) {
             line(
                 "hub gone",
@@ -214,8 +227,12 @@ mod tests {
             keys,
             [
                 "arrived",
+                "backwards",
+                "behind",
                 "change_p50_us",
                 "change_p99_us",
+                "changes_refused",
+                "changes_written",
                 "connected",
                 "cpu",
                 "detection_s",

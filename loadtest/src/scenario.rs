@@ -20,7 +20,7 @@ pub enum Kind {
     Telemetry,
     /// A shared object and a key for each node go to every node.
     FanOut,
-    /// The hub is killed and started again.
+    /// The hub, or so many of the replicas, is killed and started again.
     Storm,
     /// The hub, or each replica in turn, is stopped in an orderly way and started again.
     RollingRestart,
@@ -28,11 +28,13 @@ pub enum Kind {
     Churn,
     /// One node gets acknowledged messages over a long line: windows against one message in flight.
     Downlink,
+    /// Nodes publish and State changes while others do what they want to the hubs; all must arrive in the end.
+    Endure,
 }
 
 impl Kind {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connect,
         Self::Steady,
         Self::Telemetry,
@@ -41,6 +43,7 @@ impl Kind {
         Self::RollingRestart,
         Self::Churn,
         Self::Downlink,
+        Self::Endure,
     ];
 
     /// Its word in scenarios.
@@ -55,6 +58,7 @@ impl Kind {
             Self::RollingRestart => "rolling-restart",
             Self::Churn => "churn",
             Self::Downlink => "downlink",
+            Self::Endure => "endure",
         }
     }
 
@@ -70,6 +74,7 @@ impl Kind {
             Self::RollingRestart => include_str!("../scenarios/rolling-restart.toml"),
             Self::Churn => include_str!("../scenarios/churn.toml"),
             Self::Downlink => include_str!("../scenarios/downlink.toml"),
+            Self::Endure => include_str!("../scenarios/endure.toml"),
         }
     }
 }
@@ -103,6 +108,10 @@ pub struct Scenario {
     pub size: u32,
     /// Messages of each node in a second (telemetry), or nodes that leave and come back in a second (churn).
     pub per_s: f64,
+    /// Changes of State in a second, of all nodes together (endure).
+    pub changes_per_s: f64,
+    /// Hubs that are killed at a time (storm); 0: all.
+    pub killed: u32,
     /// How often: changes sent to everybody, kills, restarts.
     pub times: u32,
     /// The hub stays away for this long.
@@ -233,6 +242,8 @@ impl Keys {
             ),
             size: self.take("size", Ok(256), size)?,
             per_s: self.take("per_s", Ok(1.0), per_second)?,
+            changes_per_s: self.take("changes_per_s", Ok(1.0), per_second)?,
+            killed: self.take("killed", Ok(0), count(0, 256))?,
             times: self.take("times", Ok(1), count(1, 1000))?,
             down: self.take("down", Ok(second), units::duration)?,
             messages: self.take("messages", Ok(10_000), count(1, 1_000_000))?,

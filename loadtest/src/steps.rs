@@ -1,6 +1,6 @@
 //! What each scenario does once its nodes may dial.
 
-use std::time::Duration;
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use hdrhistogram::Histogram;
 use ops::client::Client;
@@ -12,6 +12,7 @@ use crate::{
     pki, process,
     report::{Cpu, merged, quantiles},
     scenario::Kind,
+    tier::{self, Servers},
     wire::{Counts, Numbers, Order},
 };
 
@@ -39,6 +40,7 @@ impl Running {
             Kind::Storm | Kind::RollingRestart => Box::pin(self.restarts()).await?,
             Kind::Churn => self.churn().await?,
             Kind::Downlink => Box::pin(self.downlink()).await?,
+            Kind::Endure => Box::pin(self.endure()).await?,
         }
         let end = self.cpu();
         self.tell_cpu(&before, &linked, &end);
@@ -154,45 +156,69 @@ impl Running {
         }
     }
 
-    /// The hub is killed, or stopped in an orderly way, and started again, while nodes publish.
+    /// Hubs are killed, or stopped in an orderly way, and started again, while nodes publish.
     async fn restarts(&mut self) -> Result<(), RunError> {
-        let what = self.scenario.kind.as_str();
-        if self.hub.is_none() {
-            return Err(RunError::Needs(what, "a hub of its own: --self-hosted"));
+        let (what, count) = (self.scenario.kind.as_str(), self.hubs.count());
+        if count == 0 {
+            return Err(RunError::Needs(what, "hubs of its own: --self-hosted"));
         }
         let publish = Order::Publish { per_s: self.scenario.per_s, size: self.scenario.size };
         self.workers.order(&publish).await?;
-        for _time in 0..self.scenario.times {
-            self.wait(self.scenario.hold).await?;
-            self.restart().await?;
+        for time in 0..self.scenario.times as usize {
+            match (self.scenario.kind, self.scenario.killed as usize) {
+                (Kind::RollingRestart, _) => {
+                    for number in 0..count {
+                        self.wait(self.scenario.hold).await?;
+                        self.restart(&[number]).await?;
+                    }
+                }
+                (_, killed) => {
+                    let killed = if killed == 0 { count } else { killed.min(count) };
+                    let which: Vec<usize> = (0..killed).map(|next| (time * killed + next) % count).collect();
+                    self.wait(self.scenario.hold).await?;
+                    self.restart(&which).await?;
+                }
+            }
         }
         self.workers.order(&Order::Publish { per_s: 0.0, size: 0 }).await?;
         self.all_arrived().await
     }
 
-    async fn restart(&mut self) -> Result<(), RunError> {
-        let (wanted, before) = (u64::from(self.nodes), self.workers.counts());
-        let (Some(hub), Some(mut program)) = (self.hub.take(), self.program.take()) else { return Ok(()) };
-        let gone = Instant::now();
-        match self.scenario.kind {
-            Kind::Storm => hub.kill().await,
-            _ => drop(hub.stop().await),
+    async fn restart(&mut self, which: &[usize]) -> Result<(), RunError> {
+        let (all, before) = (u64::from(self.nodes), self.workers.counts());
+        let mut wanted = all;
+        if which.len() < self.hubs.count() {
+            wanted = 0;
+            for number in which {
+                wanted += self.hubs.nodes_owned(*number).await.unwrap_or(0);
+            }
         }
-        self.wait(self.scenario.down).await?;
-        self.hub = Some(program.start().await?);
-        self.program = Some(program);
-        let serves = Instant::now();
+        let gone = Instant::now();
+        for number in which {
+            self.hubs.end(*number, self.scenario.kind != Kind::Storm).await;
+        }
+        // While others serve, nodes come back before it does.
+        let others = which.len() < self.hubs.count();
+        let mut serves = gone;
+        if !others {
+            self.wait(self.scenario.down).await?;
+            serves = self.start_again(which).await?;
+        }
         let (mut noticed, mut back) = (None, None);
         while (noticed.is_none() || back.is_none()) && serves.elapsed() < self.scenario.patience {
             let counts = self.look("back", wanted, |counts| counts.welcomed - before.welcomed).await?;
             if noticed.is_none() && counts.noticed - before.noticed >= wanted {
                 noticed = Some(gone.elapsed());
             }
-            if back.is_none() && counts.welcomed - before.welcomed >= wanted && counts.connected >= wanted {
+            if back.is_none() && counts.welcomed - before.welcomed >= wanted && counts.connected >= all {
                 back = Some(serves.elapsed());
             }
         }
         let counts = self.workers.counts();
+        if others {
+            self.wait(self.scenario.down.saturating_sub(gone.elapsed())).await?;
+            self.start_again(which).await?;
+        }
         let seconds = |time: Option<Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64());
         self.report.detection_s.push(seconds(noticed));
         self.report.return_s.push(seconds(back));
@@ -201,6 +227,14 @@ impl Running {
             self.report.violations.push(format!("{returned} of {wanted} nodes came back in time"));
         }
         Ok(())
+    }
+
+    /// Starts hubs again; when all of them serve.
+    async fn start_again(&mut self, which: &[usize]) -> Result<Instant, RunError> {
+        for number in which {
+            self.hubs.start(*number).await?;
+        }
+        Ok(Instant::now())
     }
 
     /// Nodes come and go; in the end all are there.
@@ -225,31 +259,21 @@ impl Running {
         Ok(())
     }
 
-    /// Everything that was published is in the hub's Log: once, in order.
+    /// Everything that was published is in the hubs' Log: once, in order.
     pub(crate) async fn all_arrived(&mut self) -> Result<(), RunError> {
-        let Some(admin) = self.admin.clone() else {
-            self.report.violations.push("nobody was asked what arrived: name --admin".to_owned());
-            return Ok(());
-        };
-        let admin = Client::new(&admin);
         let numbers = self.workers.numbers().await?;
-        let published: Vec<u64> =
-            numbers.iter().flat_map(|numbers| &numbers.published).map(|count| u64::from(*count)).collect();
-        let (mut found, mut began) = (Found::default(), Instant::now());
-        for (place, wanted) in (0..).zip(&published) {
-            let node = pki::name(&self.prefix, self.first + place);
-            let mut here = check::read(&admin, &node, self.run).await?;
-            // What is still on its way is waited for, by all nodes together.
-            while here.arrived < *wanted && began.elapsed() < self.scenario.patience {
-                self.look("arriving", published.len() as u64, |_counts| u64::from(place)).await?;
-                here = check::read(&admin, &node, self.run).await?;
+        let counts = numbers.iter().flat_map(|numbers| &numbers.published).map(|count| u64::from(*count));
+        let published: Vec<(String, u64)> =
+            (self.first..).map(|number| pki::name(&self.prefix, number)).zip(counts).collect();
+        let wanted: u64 = published.iter().map(|(_node, count)| count).sum();
+        let found = match (self.servers.clone(), self.admins.clone()) {
+            (Some(servers), _) => self.found_on(&servers, published).await?,
+            (None, admins) if !admins.is_empty() => self.found_at(&admins[0], &published).await?,
+            (None, _) => {
+                self.report.violations.push("nobody was asked what arrived: name --admin".to_owned());
+                return Ok(());
             }
-            if here.arrived >= *wanted {
-                began = Instant::now();
-            }
-            found.add(&here);
-        }
-        let wanted: u64 = published.iter().sum();
+        };
         let report = &mut self.report;
         let missing = wanted.saturating_sub(found.arrived);
         report.published = wanted;
@@ -271,15 +295,56 @@ impl Running {
         Ok(())
     }
 
+    /// What a hub has of each node.
+    async fn found_at(&mut self, admin: &Path, published: &[(String, u64)]) -> Result<Found, RunError> {
+        let admin = Client::new(admin);
+        let (mut found, mut began) = (Found::default(), Instant::now());
+        for (place, (node, wanted)) in (0..).zip(published) {
+            let mut here = check::read(&admin, node, self.run).await?;
+            // What is still on its way is waited for, by all nodes together.
+            while here.arrived < *wanted && began.elapsed() < self.scenario.patience {
+                self.look("arriving", published.len() as u64, |_counts| place).await?;
+                here = check::read(&admin, node, self.run).await?;
+            }
+            if here.arrived >= *wanted {
+                began = Instant::now();
+            }
+            found.add(&here);
+        }
+        Ok(found)
+    }
+
+    /// What the servers of a tier have of each node.
+    async fn found_on(
+        &mut self,
+        servers: &Servers,
+        published: Vec<(String, u64)>,
+    ) -> Result<Found, RunError> {
+        let (connection, run, patience) = (servers.connect().await?, self.run, self.scenario.patience);
+        let wanted: HashMap<String, u64> = published.into_iter().collect();
+        let reading = tier::read(&connection, run, &wanted, Instant::now() + patience);
+        let mut reading = std::pin::pin!(reading);
+        loop {
+            tokio::select! {
+                biased;
+                found = &mut reading => {
+                    let mut all = Found::default();
+                    found?.values().for_each(|found| all.add(found));
+                    return Ok(all);
+                }
+                listened = self.workers.listen(Instant::now() + LOOK) => listened?,
+            }
+        }
+    }
+
     fn tell(&mut self, numbers: &[Numbers]) {
         let counts = self.workers.counts();
         let linked = counts.connected as f64;
         let workers: u64 = numbers.iter().map(|numbers| numbers.rss).sum();
         let grown = |now: u64, before: u64| (linked > 0.0).then(|| (now as f64 - before as f64) / linked);
         self.report.node_rss_bytes = grown(workers, self.workers.empty_rss());
-        let hub = self.hub.as_ref().and_then(|hub| process::rss(hub.pid()).ok());
         self.report.hub_rss_bytes_per_node =
-            hub.zip(self.hub_rss).and_then(|(now, before)| grown(now, before));
+            self.hubs.rss().zip(self.hub_rss).and_then(|(now, before)| grown(now, before));
         self.report.failed_dials = counts.failed;
         self.report.resumed = counts.resumed;
         for (end, count) in numbers.iter().flat_map(|numbers| &numbers.ends) {
@@ -289,7 +354,7 @@ impl Running {
 
     /// CPU of every process that is watched, up to now.
     fn cpu(&self) -> Vec<Used> {
-        let hub = self.hub.iter().map(|hub| ("hub", hub.pid()));
+        let hub = self.hubs.pids().map(|pid| ("hub", pid));
         let workers = self.workers.pids().into_iter().map(|pid| ("worker", pid));
         let watched = self.watch.iter().map(|pid| ("watched", *pid));
         let all = hub.chain(workers).chain(watched);

@@ -57,7 +57,7 @@ impl Running {
 
     /// An object that all want, then one for each, so many times.
     pub(crate) async fn fan_out(&mut self) -> Result<(), RunError> {
-        let Some(admin) = self.admin.clone() else {
+        let Some(admin) = self.admins.first().cloned() else {
             return Err(RunError::Needs("fan-out", "a hub's administration socket: --admin"));
         };
         let (admin, nodes) = (Client::new(&admin), u64::from(self.nodes));

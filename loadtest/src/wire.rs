@@ -103,6 +103,8 @@ pub struct Counts {
     pub downs: u64,
     /// Of these, before one that was sent earlier, or again.
     pub downs_disordered: u64,
+    /// Times that a key of State went back to an older revision.
+    pub backwards: u64,
 }
 
 impl Counts {
@@ -118,6 +120,7 @@ impl Counts {
         self.changes += other.changes;
         self.downs += other.downs;
         self.downs_disordered += other.downs_disordered;
+        self.backwards += other.backwards;
     }
 }
 
@@ -138,6 +141,8 @@ pub struct Numbers {
     pub change: Times,
     /// Messages published by each node.
     pub published: Vec<u32>,
+    /// Numbers of the newest value that each node has: of the object that all want, and of its own.
+    pub held: Vec<[u32; 2]>,
     /// Wall time at which the last message from the hub arrived, microseconds.
     pub last_down_us: u64,
     /// How links ended, and why dials came to nothing.

@@ -112,6 +112,7 @@ fn numbers(crew: &Crew, devices: &Devices) -> Numbers {
         heartbeat: times(&crew.tally.heartbeat),
         change: times(&crew.tally.change),
         published: devices.published(),
+        held: crew.tally.held(crew.plan.nodes),
         last_down_us: crew.tally.last_down_us(),
         ends: crew.tally.ends(),
     }

@@ -1,10 +1,12 @@
 //! A simulated fleet measures what it says, aims where it was told, and checks what it did.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, net::UdpSocket, path::Path, process::Command, time::Duration};
 
 use octobus_tests::{
+    clock,
     octobus::{binary, folder},
-    process::{Finished, run_command},
+    process::{Finished, Process, run_command},
+    servers::NatsServers,
 };
 use serde_json::Value;
 
@@ -13,7 +15,8 @@ const RUN: Duration = Duration::from_secs(180);
 
 fn loadtest(args: &[&str]) -> Finished {
     let mut command = Command::new(binary("loadtest"));
-    command.args(args).env_remove("RUST_LOG");
+    // Its hubs have its environment; the servers of the tests have less room than a tier's.
+    command.args(args).env_remove("RUST_LOG").env("OCTOBUS_FABRIC_LOG_BYTES", "1GiB");
     run_command(RUN, &mut command)
 }
 
@@ -62,6 +65,39 @@ fn a_killed_hub_loses_nothing_and_everybody_comes_back() {
         assert_eq!(line["return_s"].as_array().unwrap().len(), 1, "{line}");
         assert_eq!(line["arrived"], line["published"], "{line}");
     }
+}
+
+#[test]
+fn replicas_are_killed_and_restarted_in_order_and_lose_nothing() {
+    let servers = NatsServers::start(1);
+    let (list, password) = (servers.list(), servers.password_file());
+    let (user, _password) = servers.hub_user();
+    let tier = ["--replicas", "2", "--fabric", &list, "--fabric-user", user, "--fabric-password-file"];
+    // The second run is of the same tier.
+    let data = folder();
+    let tier = [&tier[..], &[password.to_str().unwrap(), "--data", data.path().to_str().unwrap()]].concat();
+    let fast = ["--nodes", "40", "--heartbeat", "1s", "--hold", "1s", "--set", "per_s=1"];
+    for (run, times) in [(&["storm", "--set", "killed=1"][..], 1), (&["rolling-restart"][..], 2)] {
+        let line = passes(&[run, &fast[..], &tier].concat());
+        assert_eq!(line["return_s"].as_array().unwrap().len(), times, "{line}");
+        assert_eq!((line["missing"].as_u64(), line["twice"].as_u64()), (Some(0), Some(0)), "{line}");
+        assert!(line["published"].as_u64().unwrap() > 0, "{line}");
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_no_hub() {
+    let folder = folder();
+    let mut command = Command::new(binary("loadtest"));
+    command.args(["steady", "--self-hosted", "--nodes", "1", "--hold", "10m", "--data"]).arg(folder.path());
+    let mut run = Process::spawn("loadtest", &mut command);
+    let endpoints: Value = clock::wait_for("its hub", RUN, || {
+        serde_json::from_slice(&fs::read(folder.path().join("loadtest-ready.json")).ok()?).ok()
+    });
+    let port = endpoints["quic"].as_str().unwrap();
+    assert!(UdpSocket::bind(port).is_err(), "the hub has its port");
+    run.kill();
+    clock::wait_for("the hub's port to be free", Duration::from_secs(10), || UdpSocket::bind(port).ok());
 }
 
 #[test]
