@@ -207,10 +207,12 @@ fn under_fire(servers: usize, nodes: usize, time: Duration) {
     runtime.block_on(async {
         let nats = connect(&tier).await;
         for node in &nodes {
-            once_in_order(&nats, node).await;
+            let published = node.published.load(Ordering::Relaxed);
+            assert!(published > 20, "{} has published {published}", node.name);
+            once_in_order(&nats, &node.name, published).await;
             retained_is_equal(&nats, node).await;
             fleet_is_equal(&nats, node).await;
-            owned_once(&nats, node).await;
+            owner(&nats, &node.name).await;
         }
         for node in nodes {
             Box::pin(node.edge.stop(Duration::from_secs(10))).await;
@@ -219,7 +221,7 @@ fn under_fire(servers: usize, nodes: usize, time: Duration) {
     running.into_iter().flatten().for_each(Running::stop);
 }
 
-async fn connect(tier: &Tier) -> Connection {
+pub(crate) async fn connect(tier: &Tier) -> Connection {
     let (list, (user, password)) = (tier.servers.list(), tier.servers.hub_user());
     let access = Access {
         servers: list.split(',').map(str::to_owned).collect(),
@@ -398,25 +400,35 @@ fn records_of(payload: &Bytes) -> Vec<Record> {
     batch::decode(&prefix, payload.slice(batch::Prefix::LEN..)).unwrap()
 }
 
-/// Everything that was acknowledged to the node's publisher stands in the tier's Log, once, in order.
-async fn once_in_order(nats: &Connection, node: &Node) {
-    let stream = names::log_stream(names::shard(&node.name, SHARDS));
-    let subject = names::log_subject(&node.name, "default", SHARDS);
+/// Messages of a node that the tier's Log has.
+pub(crate) async fn messages_of(nats: &Connection, node: &str) -> u64 {
+    let stream = names::log_stream(names::shard(node, SHARDS));
+    let subject = names::log_subject(node, "default", SHARDS);
+    let (mut next, mut count) = (1, 0);
+    while let Some(stored) = nats.next(&stream, &subject, next).await.unwrap() {
+        next = stored.sequence + 1;
+        count += records_of(&stored.payload).len() as u64;
+    }
+    count
+}
+
+/// Everything that was acknowledged to the node's publisher stands in the tier's Log, once, in order; one more may.
+pub(crate) async fn once_in_order(nats: &Connection, node: &str, published: u64) {
+    let stream = names::log_stream(names::shard(node, SHARDS));
+    let subject = names::log_subject(node, "default", SHARDS);
     let (mut next, mut seq, mut number) = (1, 0, 0_u64);
     while let Some(stored) = nats.next(&stream, &subject, next).await.unwrap() {
         next = stored.sequence + 1;
         for record in records_of(&stored.payload) {
-            assert_eq!(record.header.kind, Kind::LOG, "{}: a gap after seq {seq}", node.name);
-            assert_eq!(record.header.seq, seq + 1, "{}: lost or twice", node.name);
+            assert_eq!(record.header.kind, Kind::LOG, "{node}: a gap after seq {seq}");
+            assert_eq!(record.header.seq, seq + 1, "{node}: lost or twice");
             seq += 1;
             let view = FrameView::parse(&record.body).unwrap();
-            assert_eq!(view.payload(), (number + 1).to_string().as_bytes(), "{}", node.name);
+            assert_eq!(view.payload(), (number + 1).to_string().as_bytes(), "{node}");
             number += 1;
         }
     }
-    let published = node.published.load(Ordering::Relaxed);
-    assert!(number >= published && number <= published + 1, "{}: {number} of {published}", node.name);
-    assert!(published > 20, "{} has published {published}", node.name);
+    assert!(number >= published && number <= published + 1, "{node}: {number} of {published}");
 }
 
 /// What the node has retained is what the tier holds of it.
@@ -457,13 +469,13 @@ async fn fleet_is_equal(nats: &Connection, node: &Node) {
     }
 }
 
-/// The node is one replica's, which lives.
-async fn owned_once(nats: &Connection, node: &Node) {
-    let value =
-        nats.get(Bucket::Sys, &format!("claims/{}", node.name)).await.unwrap().unwrap().value.unwrap();
+/// Whose the node is: one replica's, which lives.
+pub(crate) async fn owner(nats: &Connection, node: &str) -> String {
+    let value = nats.get(Bucket::Sys, &format!("claims/{node}")).await.unwrap().unwrap().value.unwrap();
     let claim: Claim = serde_json::from_slice(&value).unwrap();
     let value =
         nats.get(Bucket::Sys, &format!("lease/{}", claim.replica)).await.unwrap().unwrap().value.unwrap();
     let lease: Lease = serde_json::from_slice(&value).unwrap();
     assert!(!claim.away && claim.epoch == lease.epoch, "{claim:?} {lease:?}");
+    claim.replica
 }

@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used)] // all of it is tests, also what stands beside the `#[test]` functions
 
 mod a_backup_is_another_life;
+mod a_fleet_under_fire;
 mod a_node_stays_in_its_subtree;
 mod a_relay_in_between;
 mod a_tier_of_hubs;
 mod a_tier_under_fire;
+mod behind_a_balancer;
 mod bulk_delays_no_alarm;
 mod first_five_minutes;
 mod histories_do_not_mix;

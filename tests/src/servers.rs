@@ -1,6 +1,7 @@
 //! nats-servers of a tier, run with the configuration that is shipped.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{clock, octobus::free_port, process::Process};
+use crate::{clock, octobus::free_port, process::Process, relay::TcpRelay};
 
 const START: Duration = Duration::from_secs(20);
 const HUBS_PASSWORD: &str = "hubs-only";
@@ -19,6 +20,8 @@ const USERS_PASSWORD: &str = "everybody";
 pub struct NatsServers {
     folder: tempfile::TempDir,
     servers: Vec<Server>,
+    /// Between (from, to), where the cluster can be cut.
+    routes: BTreeMap<(usize, usize), TcpRelay>,
 }
 
 #[derive(Debug)]
@@ -39,12 +42,25 @@ impl NatsServers {
         Self::start_with(count, |conf| conf)
     }
 
+    /// Starts so many, each reaching each other one through a relay that can be cut ([`cut`](Self::cut)).
+    ///
+    /// # Panics
+    /// If one does not start.
+    #[must_use]
+    pub fn start_cuttable(count: usize) -> Self {
+        Self::build(count, true, |conf| conf)
+    }
+
     /// The same with a changed configuration: for what a hub must refuse.
     ///
     /// # Panics
     /// If one does not start.
     #[must_use]
     pub fn start_with(count: usize, change: impl Fn(String) -> String) -> Self {
+        Self::build(count, false, change)
+    }
+
+    fn build(count: usize, cuttable: bool, change: impl Fn(String) -> String) -> Self {
         let folder = crate::octobus::folder();
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/nats-server.conf");
         let shipped = change(fs::read_to_string(shipped).expect("the shipped configuration"));
@@ -56,7 +72,10 @@ impl NatsServers {
                 process: None,
             })
             .collect();
-        let mut servers = Self { folder, servers };
+        let pairs = (0..count).flat_map(|from| (0..count).map(move |to| (from, to)));
+        let pairs = pairs.filter(|(from, to)| cuttable && from != to);
+        let routes = pairs.map(|(from, to)| ((from, to), TcpRelay::new(servers[to].cluster))).collect();
+        let mut servers = Self { folder, servers, routes };
         fs::write(servers.password_file(), HUBS_PASSWORD).expect("a file of this test");
         for number in 0..count {
             let server = &servers.servers[number];
@@ -80,13 +99,23 @@ impl NatsServers {
             server.folder.join("store").display()
         );
         if self.servers.len() > 1 {
-            let routes: Vec<String> =
-                self.servers.iter().map(|server| format!("nats://{}", server.cluster)).collect();
+            let others = (0..self.servers.len()).filter(|other| *other != number);
+            let address = |other| {
+                let relay = self.routes.get(&(number, other));
+                relay.map_or(self.servers[other].cluster, TcpRelay::address)
+            };
+            let routes: Vec<String> = others.map(|other| format!("nats://{}", address(other))).collect();
             text += &format!(
-                "cluster {{ name: octobus, listen: \"{}\", routes: [{}] }}\n",
+                "cluster {{ name: octobus, listen: \"{}\", routes: [{}]",
                 server.cluster,
                 routes.join(", ")
             );
+            // Servers tell each other and clients of third ones; nobody is at the address that they tell, so that what
+            // was cut stays so.
+            if !self.routes.is_empty() {
+                text += &format!(", no_advertise: true, advertise: \"{}\"", free_port());
+            }
+            text += " }\n";
         }
         text
     }
@@ -108,6 +137,25 @@ impl NatsServers {
     /// Ends a server as a crash would.
     pub fn kill(&mut self, number: usize) {
         drop(self.servers[number].process.take()); // dropping kills it
+    }
+
+    /// Cuts the routes between two servers, or lets them be made again. The others' stay.
+    pub fn cut(&self, one: usize, other: usize, cut: bool) {
+        for relay in self.between(one, other) {
+            relay.refuse(cut);
+            if cut {
+                relay.cut();
+            }
+        }
+    }
+
+    /// Lets nothing pass between two servers while their connections stay open, or lets it pass again.
+    pub fn stall(&self, one: usize, other: usize, stall: bool) {
+        self.between(one, other).for_each(|relay| relay.stall(stall));
+    }
+
+    fn between(&self, one: usize, other: usize) -> impl Iterator<Item = &TcpRelay> {
+        [(one, other), (other, one)].into_iter().filter_map(|pair| self.routes.get(&pair))
     }
 
     /// Whether a server runs.

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     octobus::{Octobus, Role, Running, join},
+    relay::TcpRelay,
     servers::NatsServers,
     stock::Place,
 };
@@ -18,6 +19,9 @@ pub struct Tier {
     pub servers: NatsServers,
     /// Each replica. The same again is a restart.
     pub hubs: Vec<Octobus>,
+    /// From each replica to each server, where those can be cut.
+    lines: Vec<Vec<TcpRelay>>,
+    authority: PathBuf,
 }
 
 impl Tier {
@@ -27,9 +31,24 @@ impl Tier {
     /// If a server or the first replica does not start.
     #[must_use]
     pub fn new(folder: &Path, hubs: usize, servers: usize) -> Self {
-        let servers = NatsServers::start(servers);
-        let authority = folder.join("authority");
+        Self::build(folder, hubs, NatsServers::start(servers), false, "1s")
+    }
+
+    /// The same with this heartbeat, where servers can be cut from each other, and replicas from all servers.
+    ///
+    /// # Panics
+    /// If a server or the first replica does not start.
+    #[must_use]
+    pub fn cuttable(folder: &Path, hubs: usize, servers: usize, heartbeat: &str) -> Self {
+        Self::build(folder, hubs, NatsServers::start_cuttable(servers), true, heartbeat)
+    }
+
+    fn build(folder: &Path, hubs: usize, servers: NatsServers, cuttable: bool, heartbeat: &str) -> Self {
+        let authority = folder.join("alone/tier");
         let copies = servers.count();
+        let lines: Vec<Vec<TcpRelay>> = (0..if cuttable { hubs } else { 0 })
+            .map(|_hub| (0..copies).map(|server| TcpRelay::new(servers.address(server))).collect())
+            .collect();
         let hubs: Vec<Octobus> = (0..hubs)
             .map(|number| {
                 let name = format!("hub-{number}");
@@ -37,29 +56,55 @@ impl Tier {
                 let file = folder.join(format!("{name}.toml"));
                 let text = format!(
                     "[fabric]\nuser = 'octobus'\npassword_file = '{}'\nauthority = '{}'\ncopies = {copies}\n\
-                     shards = 2\nlog_bytes = '1GiB'\n[limits]\nheartbeat = '1s'\n",
+                     shards = 2\nlog_bytes = '1GiB'\n[limits]\nheartbeat = '{heartbeat}'\n",
                     servers.password_file().display(),
                     authority.display()
                 );
                 fs::write(&file, text).expect("a file of this test");
                 let file = file.display().to_string();
+                let relays = lines.get(number).map(|relays| {
+                    relays.iter().map(|relay| format!("nats://{}", relay.address())).collect::<Vec<_>>()
+                });
+                let list = relays.map_or_else(|| servers.list(), |relays| relays.join(","));
                 Octobus::new(Role::Cloud, &data).args(&[
                     "--nats",
                     "off",
                     "--config",
                     &file,
                     "--fabric",
-                    &servers.list(),
+                    &list,
                     "--replica",
                     &name,
                 ])
             })
             .collect();
         // A hub that is alone makes the CA that all of them mount.
-        let alone = folder.join("first");
-        Octobus::new(Role::Cloud, &alone).start().stop();
-        copy(&alone.join("tier"), &authority);
-        Self { servers, hubs }
+        Octobus::new(Role::Cloud, &folder.join("alone")).start().stop();
+        Self { servers, hubs, lines, authority }
+    }
+
+    /// Data folder of a hub that ran once, with the authority that all replicas have.
+    ///
+    /// # Panics
+    /// Never: the authority stands in a folder.
+    #[must_use]
+    pub fn alone(&self) -> &Path {
+        self.authority.parent().expect("a folder")
+    }
+
+    /// Cuts a replica from all servers, or lets it connect again.
+    pub fn cut(&self, hub: usize, cut: bool) {
+        for relay in self.lines.get(hub).into_iter().flatten() {
+            relay.refuse(cut);
+            if cut {
+                relay.cut();
+            }
+        }
+    }
+
+    /// Lets nothing pass between a replica and the servers while connections stay open, or lets it pass again.
+    pub fn stall(&self, hub: usize, stall: bool) {
+        self.lines.get(hub).into_iter().flatten().for_each(|relay| relay.stall(stall));
     }
 
     /// Lets a node join at a running replica; how to start it, with every replica to dial. It finds out soon when
@@ -82,12 +127,5 @@ impl Tier {
         let hubs: Vec<String> =
             self.hubs.iter().map(|hub| format!("quic://{}", hub.address("--quic"))).collect();
         hubs.join(",")
-    }
-}
-
-fn copy(from: &Path, to: &PathBuf) {
-    fs::create_dir(to).expect("a folder of this test");
-    for entry in fs::read_dir(from).expect("the authority").flatten() {
-        fs::copy(entry.path(), to.join(entry.file_name())).expect("a file of this test");
     }
 }
