@@ -141,6 +141,7 @@ fn banner(config: &Config, node: &str, endpoints: &Endpoints) -> String {
     row("websocket", shown(endpoints.websocket), "links of nodes where UDP is blocked (TCP)");
     row("bootstrap", shown(endpoints.bootstrap), "nodes join here (octobus join)");
     row("kubernetes", shown(endpoints.kubernetes), "kubectl and other clients of Kubernetes");
+    row("node api", shown(endpoints.api), &format!("the same of node {node}, with or without the hub"));
     row("metrics", shown(endpoints.metrics), "/metrics /healthz /readyz");
     let path = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string());
     row("admin", path(&endpoints.admin), "");

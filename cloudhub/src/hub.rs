@@ -48,7 +48,7 @@ use crate::{
     bridge,
     ca::{Authority, AuthorityError, IssueError},
     fabric::{self, Administered},
-    nodes::Linked,
+    nodes::{self, Linked},
     registry::Registry,
     token::{self, CreateError, TokenRequest},
 };
@@ -264,6 +264,7 @@ impl Hub {
                 controllers: true,
             };
             let serving = Box::pin(kubeapi::serve(options)).await?;
+            self.fronts.spawn("kubernetes of nodes", nodes::serve(&self.links, serving.front, &self.fronts));
             self.endpoints.kubernetes = Some(serving.address);
             self.endpoints.kubeconfig = Some(serving.kubeconfig);
         }

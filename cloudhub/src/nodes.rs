@@ -1,13 +1,20 @@
-//! The way from the Kubernetes API to nodes: Streams of kind `kubelet`.
+//! Between the Kubernetes API and nodes: Streams of kind `kubelet` to them, and of kind `kubernetes` from them.
 
 use std::sync::Arc;
 
-use broker::link::{
-    Links,
-    stream::{OpenError, StreamCode},
+use broker::{
+    Tasks,
+    event::Role,
+    link::{
+        Links,
+        stream::{OpenError, StreamCode},
+    },
 };
 use codec::proto::StreamOpen;
-use kubeapi::nodes::{KUBELET, NodeStreams, Opening, Unreachable};
+use kubeapi::{
+    Front, KUBERNETES,
+    nodes::{KUBELET, NodeStreams, Opening, Unreachable},
+};
 
 /// Nodes by the links of this hub.
 #[derive(Debug)]
@@ -33,5 +40,42 @@ fn unreachable(node: &str, error: OpenError) -> Unreachable {
         }
         OpenError::Refused { message, .. } => Unreachable::Refused { node, why: message },
         OpenError::TooLong(_) | OpenError::Malformed => Unreachable::Refused { node, why: error.to_string() },
+    }
+}
+
+/// Streams of nodes that wait to be served.
+const WAITING_MAX: usize = 64;
+
+/// Serves the API to nodes, each under its own name, until `tasks` are asked to stop.
+pub fn serve(links: &Links, front: Front, tasks: &Tasks) -> impl Future<Output = ()> + use<> {
+    let mut streams = links.accept(KUBERNETES, WAITING_MAX);
+    let (stop, tasks) = (tasks.stopped(), tasks.clone());
+    async move {
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                incoming = streams.recv() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            let (front, stop) = (front.clone(), stop.clone());
+            let serving = async move {
+                if incoming.peer.role != Role::Node {
+                    return incoming.refuse(StreamCode::FORBIDDEN, "only nodes ask by this way").await;
+                }
+                let node = Arc::clone(&incoming.peer.name);
+                match incoming.accept().await {
+                    Ok(stream) => front.serve_node(stream, &node).await,
+                    Err(error) => tracing::debug!(%error, "a node gave up its request"),
+                }
+            };
+            tasks.spawn("kubernetes of a node", async move {
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = Box::pin(serving) => {}
+                }
+            });
+        }
     }
 }

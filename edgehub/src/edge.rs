@@ -37,6 +37,7 @@ use crate::{
     downlink::{self, Downlink},
     identity::{Identity, IdentityError},
     join,
+    local::LocalApi,
     uplink::Uplink,
 };
 
@@ -77,6 +78,9 @@ pub enum StartError {
         "cannot listen at {address} ({what}): {source}; is something else running there? port 0 picks a free one"
     )]
     Listen { what: &'static str, address: SocketAddr, source: io::Error },
+    /// The authority of the node's own API.
+    #[error(transparent)]
+    Api(#[from] kubeapi::PkiError),
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -123,8 +127,12 @@ impl Edge {
         let exporter = Exporter::new(Some(edge.handle.clone()), Readiness::default());
         exporter.register(metrics::store(written));
         let mut sockets = sockets;
-        edge.keep_linked(config, identity, sockets.quic.take(), status, &exporter);
-        let started = edge.serve(config, auth, sockets, exporter, copier).await;
+        let identity = edge.keep_linked(config, identity, sockets.quic.take(), status, &exporter);
+        let started = edge.serve_api(config, &mut sockets, identity);
+        let started = match started {
+            Ok(()) => edge.serve(config, auth, sockets, exporter, copier).await,
+            Err(error) => Err(error),
+        };
         match started.and_then(|()| Ok(instance.confirm(&config.data)?)) {
             Ok(()) => Ok(edge),
             Err(error) => {
@@ -192,7 +200,7 @@ impl Edge {
         listener: Option<QuicListener>,
         status: watch::Sender<Status>,
         exporter: &Exporter,
-    ) {
+    ) -> watch::Receiver<Option<Arc<Identity>>> {
         if identity.is_none() {
             tracing::info!(node = %self.name, "not joined: serving devices alone until `octobus join`");
         }
@@ -223,7 +231,28 @@ impl Edge {
             let running = downlink.run(listener, identity.clone(), self.fronts.clone());
             self.fronts.spawn("downlink", running);
         }
-        self.fronts.spawn("uplink", uplink.run(identity, status, self.fronts.clone()));
+        self.fronts.spawn("uplink", uplink.run(identity.clone(), status, self.fronts.clone()));
+        identity
+    }
+
+    fn serve_api(
+        &mut self,
+        config: &Config,
+        sockets: &mut Sockets,
+        identity: watch::Receiver<Option<Arc<Identity>>>,
+    ) -> Result<(), StartError> {
+        let (Some(listener), Some(address)) = (sockets.api.take(), self.endpoints.api) else { return Ok(()) };
+        let api = LocalApi {
+            node: Arc::clone(&self.name),
+            data: &config.data,
+            broker: self.handle.clone(),
+            links: Arc::clone(&self.links),
+            identity,
+            tasks: self.fronts.clone(),
+        };
+        let serving = api.serve(address, listener)?;
+        self.endpoints.api_kubeconfig = Some(serving.kubeconfig);
+        Ok(())
     }
 
     async fn serve(
@@ -240,7 +269,7 @@ impl Edge {
                 listening.map_err(|source| StartError::Listen { what: "metrics", address, source })?;
             self.endpoints.metrics = Some(bound);
         }
-        let Sockets { mqtt: mqtt_listener, nats: nats_listener, admin: admin_socket, quic: _ } = sockets;
+        let Sockets { mqtt: mqtt_listener, nats: nats_listener, admin: admin_socket, .. } = sockets;
         if let Some(listener) = mqtt_listener {
             let mut front = mqtt::Config::new(auth.clone());
             front.packet_max = config.limits.mqtt_packet;
@@ -278,6 +307,7 @@ const START_FAILED: Duration = Duration::from_secs(3);
 struct Sockets {
     mqtt: Option<TcpListener>,
     nats: Option<TcpListener>,
+    api: Option<TcpListener>,
     admin: AdminSocket,
     /// Of a relay.
     quic: Option<QuicListener>,
@@ -297,6 +327,7 @@ impl Sockets {
             quic,
             mqtt: listen_tcp("MQTT", config.listen.mqtt).await?,
             nats: listen_tcp("NATS", config.listen.nats).await?,
+            api: listen_tcp("the node's API", config.listen.api).await?,
             admin: AdminSocket::bind(&config.listen.admin)?,
         })
     }
@@ -306,6 +337,7 @@ impl Sockets {
         Endpoints {
             mqtt: self.mqtt.as_ref().and_then(tcp),
             nats: self.nats.as_ref().and_then(tcp),
+            api: self.api.as_ref().and_then(tcp),
             quic: self.quic.as_ref().and_then(|listener| listener.local_addr().ok()),
             admin: Some(config.listen.admin.clone()),
             ..Endpoints::default()

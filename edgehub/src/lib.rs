@@ -5,4 +5,5 @@ pub mod edge;
 pub mod https;
 pub mod identity;
 pub mod join;
+mod local;
 mod uplink;

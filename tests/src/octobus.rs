@@ -110,9 +110,9 @@ impl Octobus {
 
     fn listeners(role: Role) -> &'static [&'static str] {
         match role {
-            Role::Dev => &["--mqtt", "--nats", "--quic", "--websocket", "--bootstrap", "--metrics"],
+            Role::Dev => &["--mqtt", "--nats", "--quic", "--websocket", "--bootstrap", "--api", "--metrics"],
             Role::Cloud => &["--nats", "--quic", "--websocket", "--bootstrap", "--metrics"],
-            Role::Edge => &["--mqtt", "--nats", "--metrics"],
+            Role::Edge => &["--mqtt", "--nats", "--api", "--metrics"],
         }
     }
 

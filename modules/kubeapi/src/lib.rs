@@ -36,6 +36,7 @@ mod http;
 mod json;
 mod kinds;
 mod limits;
+mod local;
 mod managed;
 mod names;
 pub mod nodes;
@@ -54,5 +55,7 @@ mod store;
 mod table;
 mod user;
 
+pub use http::Front;
+pub use local::{KUBERNETES, LocalApi, LocalOptions, LocalServing, serve_local};
 pub use pki::PkiError;
 pub use serve::{Options, ServeError, Serving, StaticToken, serve};

@@ -119,8 +119,9 @@ impl Pki {
         self.folder.join("secrets.key")
     }
 
-    /// TLS of the server at an address, which asks clients for a certificate of this CA.
-    pub(crate) fn tls(&self, address: SocketAddr) -> Result<Arc<ServerConfig>, PkiError> {
+    /// TLS of the server at these addresses besides those of loopback and of the service, which asks clients for a
+    /// certificate of this CA.
+    pub(crate) fn tls(&self, at: &[IpAddr]) -> Result<Arc<ServerConfig>, PkiError> {
         let mut params = dated(LEAF_LIFETIME, "kube-apiserver", &[]);
         let names = [
             "localhost",
@@ -137,9 +138,7 @@ impl Pki {
             IpAddr::from([10, 96, 0, 1]),
             IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
         ];
-        if !address.ip().is_unspecified() {
-            addresses.push(address.ip());
-        }
+        addresses.extend(at.iter().filter(|ip| !ip.is_unspecified()));
         params.subject_alt_names.extend(addresses.into_iter().map(SanType::IpAddress));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate()?;

@@ -18,7 +18,7 @@ use crate::{
     authz::bootstrap,
     cache::Cache,
     controllers,
-    http::{self, route::Server},
+    http::{self, Front, route::Server},
     nodes::{NodeStreams, forward::Forwarder},
     pki::{Pki, PkiError},
     registry::Registry,
@@ -100,6 +100,8 @@ pub struct Serving {
     pub address: SocketAddr,
     /// The kubeconfig of its administrator.
     pub kubeconfig: PathBuf,
+    /// Serves who does not come by that address: nodes, by Streams of kind [`KUBERNETES`](crate::KUBERNETES).
+    pub front: Front,
 }
 
 /// Starts an API server. When this returns, it serves, until its tasks are asked to stop.
@@ -109,7 +111,7 @@ pub struct Serving {
 pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
     let address = options.listener.local_addr().map_err(ServeError::Address)?;
     let pki = Pki::open(options.folder)?;
-    let tls = pki.tls(address)?;
+    let tls = pki.tls(&[address.ip()])?;
     let kubeconfig = pki.kubeconfig(address)?;
     let path = options.folder.join("audit.log");
     let audit = Audit::open(&path).map_err(|source| ServeError::Audit { path, source })?;
@@ -144,7 +146,8 @@ pub async fn serve(options: Options<'_>) -> Result<Serving, ServeError> {
     controllers::serve_definitions(&api);
     let nodes = options.nodes.map(|nodes| Forwarder::new(nodes, options.tasks.clone()));
     let server = Arc::new(Server::new(api, audit, nodes, options.tasks.clone()));
-    let serving = http::serve(options.listener, tls, server, options.tasks.clone());
+    let front = Front::new(tls, server);
+    let serving = http::serve(options.listener, None, front.clone(), options.tasks.clone());
     options.tasks.spawn("kubernetes api", serving);
-    Ok(Serving { address, kubeconfig })
+    Ok(Serving { address, kubeconfig, front })
 }

@@ -42,6 +42,8 @@ pub const QUIC_PORT: u16 = 10001;
 pub const BOOTSTRAP_PORT: u16 = 10002;
 /// Port of the Kubernetes API of a single hub.
 pub const KUBERNETES_PORT: u16 = 6443;
+/// Port of a node's own Kubernetes API.
+pub const API_PORT: u16 = 10550;
 /// Port of a hub's health and metrics.
 pub const HUB_METRICS_PORT: u16 = 10003;
 /// Port of a node's health and metrics: not the hub's, so that both run on one machine.
@@ -136,6 +138,8 @@ pub struct Listen {
     pub bootstrap: Option<SocketAddr>,
     /// The Kubernetes API of a single hub (dev, cloud).
     pub kubernetes: Option<SocketAddr>,
+    /// The node's own API: what it has of Kubernetes, with or without a hub (dev, edge).
+    pub api: Option<SocketAddr>,
     /// Health and metrics by plain HTTP: no secrets there, nothing can be changed.
     pub metrics: Option<SocketAddr>,
     /// Unix socket of administration.
@@ -243,6 +247,7 @@ const QUIC: Key = Key { path: "listen.quic", env: "OCTOBUS_QUIC", flag: "--quic"
 const WEBSOCKET: Key = Key { path: "listen.websocket", env: "OCTOBUS_WEBSOCKET", flag: "--websocket" };
 const BOOTSTRAP: Key = Key { path: "listen.bootstrap", env: "OCTOBUS_BOOTSTRAP", flag: "--bootstrap" };
 const KUBERNETES: Key = Key { path: "listen.kubernetes", env: "OCTOBUS_KUBERNETES", flag: "--kubernetes" };
+const API: Key = Key { path: "listen.api", env: "OCTOBUS_API", flag: "--api" };
 const METRICS: Key = Key { path: "listen.metrics", env: "OCTOBUS_METRICS", flag: "--metrics" };
 const ADMIN: Key = Key { path: "listen.admin", env: "OCTOBUS_ADMIN", flag: "--admin" };
 const USERS: Key = Key { path: "auth.users", env: "OCTOBUS_USERS", flag: "--users" };
@@ -335,8 +340,13 @@ impl Config {
     #[must_use]
     pub fn dev_hub(&self) -> Self {
         let data = self.data.join("hub");
-        let listen =
-            Listen { mqtt: None, node_nats: None, admin: self.listen.admin.clone(), ..self.listen.clone() };
+        let listen = Listen {
+            mqtt: None,
+            node_nats: None,
+            api: None,
+            admin: self.listen.admin.clone(),
+            ..self.listen.clone()
+        };
         let export = default_export(Role::Cloud);
         let import = default_import(Role::Cloud);
         Self {
@@ -364,6 +374,7 @@ impl Config {
             websocket: None,
             bootstrap: None,
             kubernetes: None,
+            api: self.listen.api,
             metrics: None,
             admin: data.join("admin.sock"),
         };
@@ -408,7 +419,7 @@ impl Config {
 fn refuse_foreign_flags(role: Role, layers: &mut Layers) {
     let foreign: &[Key] = match role {
         Role::Dev => &[HUB, RELAY],
-        Role::Cloud => &[NODE, HUB, RELAY, MQTT, NODE_NATS],
+        Role::Cloud => &[NODE, HUB, RELAY, MQTT, NODE_NATS, API],
         Role::Edge => &[NODE_NATS, WEBSOCKET, BOOTSTRAP, KUBERNETES],
     };
     let of_tier: &[Key] = if role == Role::Cloud { &[] } else { &fabric::FLAGS };
@@ -461,6 +472,7 @@ fn read_listen(role: Role, data: &Path, in_tier: bool, in_cluster: bool, layers:
             LOOPBACK,
             (role == Role::Dev && !in_cluster).then_some(KUBERNETES_PORT),
         ),
+        api: address(API, node, LOOPBACK, Some(API_PORT)),
         metrics: address(METRICS, true, LOOPBACK, Some(metrics)),
         websocket: address(WEBSOCKET, hub, open, Some(WEBSOCKET_PORT)),
         admin: layers.take(ADMIN, path).unwrap_or(admin),

@@ -35,6 +35,12 @@ pub struct Endpoints {
     /// Kubeconfig of its administrator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
+    /// The node's own Kubernetes API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<SocketAddr>,
+    /// Kubeconfig of the administrator of the node's machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_kubeconfig: Option<PathBuf>,
     /// Health and metrics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
@@ -50,7 +56,14 @@ impl Endpoints {
     /// Those of a hub and a node in one process.
     #[must_use]
     pub fn with_node(self, node: Self) -> Self {
-        Self { mqtt: node.mqtt, node_nats: node.nats, node_admin: node.admin, ..self }
+        Self {
+            mqtt: node.mqtt,
+            node_nats: node.nats,
+            node_admin: node.admin,
+            api: node.api,
+            api_kubeconfig: node.api_kubeconfig,
+            ..self
+        }
     }
 
     /// Writes them as one JSON object. Whoever waits for the file sees all of it or none.

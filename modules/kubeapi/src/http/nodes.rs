@@ -1,6 +1,6 @@
 //! Requests whose answer a node has: from here to the node and back.
 
-use http_body_util::{BodyExt as _, Either, Empty, Limited};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::{HeaderMap, Request, Response, body::Incoming, header::HeaderValue};
 
 use super::{
@@ -92,7 +92,7 @@ impl Server {
             );
         }
         let body = if upgrades || part == Part::Log {
-            Either::Right(Empty::new())
+            Either::Right(Full::default())
         } else {
             Either::Left(request.into_body())
         };

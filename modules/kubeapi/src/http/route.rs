@@ -31,6 +31,7 @@ use crate::{
     },
     audit::Audit,
     auth, authz, discovery, json, limits,
+    local::Local,
     nodes::{forward::Forwarder, parts::Part},
     openapi, reviews,
     selector::{Fields, Labels},
@@ -46,12 +47,14 @@ pub(crate) struct Server {
     pub(crate) tasks: broker::Tasks,
     /// The way to nodes, if there is one.
     pub(super) nodes: Option<Forwarder>,
+    /// Of a node's own API.
+    local: Option<Arc<Local>>,
     requests: Semaphore,
     watches: Arc<Semaphore>,
 }
 
 /// An answer on its way out.
-pub(super) type Reply = Response<Answer>;
+pub(crate) type Reply = Response<Answer>;
 
 impl Server {
     pub(crate) fn new(api: Arc<Api>, audit: Audit, nodes: Option<Forwarder>, tasks: broker::Tasks) -> Self {
@@ -60,9 +63,25 @@ impl Server {
             audit,
             tasks,
             nodes,
+            local: None,
             requests: Semaphore::new(limits::REQUESTS_MAX),
             watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)),
         }
+    }
+
+    /// As a node's own API.
+    pub(crate) fn with_local(self, local: Arc<Local>) -> Self {
+        Self { local: Some(local), ..self }
+    }
+
+    /// Who asks, and as whom.
+    fn user(&self, certificate: Option<&User>, headers: &HeaderMap) -> (String, Result<User, Status>) {
+        let proven = match &self.local {
+            Some(local) => local.user(certificate, headers),
+            None => self.api.authenticator.user(&self.api.cache, certificate, headers),
+        };
+        let who = proven.as_ref().map_or_else(|_| String::new(), |user| user.name.clone());
+        (who, proven.and_then(|user| auth::acting_as(&self.api.cache, user, headers)))
     }
 
     /// Answers a request.
@@ -75,9 +94,7 @@ impl Server {
         let asked = request::read(request.method(), request.uri());
         let path = request.uri().to_string();
         let head = request.method() == Method::HEAD;
-        let user = self.api.authenticator.user(&self.api.cache, certificate, request.headers());
-        let who = user.as_ref().map_or_else(|_| String::new(), |user| user.name.clone());
-        let user = user.and_then(|user| auth::acting_as(&self.api.cache, user, request.headers()));
+        let (who, user) = self.user(certificate, request.headers());
         let answered = match user {
             Ok(user) => {
                 match timeout(limits::REQUEST_MAX, Box::pin(self.authorized(request, &asked, user))).await {
@@ -107,13 +124,22 @@ impl Server {
     ) -> Result<Reply, Status> {
         let attributes = &asked.attributes;
         let resources = self.api.registry.now();
+        // A node's API knows the built-in resources, and asks the hub for others.
         if attributes.path.is_empty()
+            && self.local.is_none()
             && resources.get(&attributes.group, &asked.version, &attributes.resource).is_none()
         {
             // Whether it is there is no secret of the discovery.
             return Ok(text(StatusCode::NOT_FOUND, "404 page not found\n"));
         }
-        if !authz::allows(&self.api.cache, &user, attributes) {
+        let too_many = || Status::too_many("Too many requests, please try again later.");
+        if let Some(local) = &self.local {
+            let _place = self.requests.try_acquire().map_err(|_full| too_many())?;
+            if !local.is_here(&user, attributes) {
+                return Box::pin(local.ask_hub(request, asked)).await;
+            }
+            local.ready().await;
+        } else if !authz::allows(&self.api.cache, &user, attributes) {
             let why = attributes.refusal(&user);
             return Err(if attributes.path.is_empty() {
                 Status::forbidden(&attributes.group, &attributes.resource, &attributes.name, &why)
@@ -122,7 +148,6 @@ impl Server {
                 Status { details: Some(value!({})), ..Status::new(403, "Forbidden", message) }
             });
         }
-        let too_many = || Status::too_many("Too many requests, please try again later.");
         let _place = self.requests.try_acquire().map_err(|_full| too_many())?;
         if let Some(part) = Part::of(attributes) {
             return self.at_node(request, asked, part, &user).await;
@@ -142,7 +167,8 @@ impl Server {
         let path = request.uri().path().trim_end_matches('/');
         match path {
             "/healthz" | "/livez" | "/readyz" => {
-                let ready = self.api.cache.revision() > 0;
+                // What is a node's waited until it is.
+                let ready = self.local.is_some() || self.api.cache.revision() > 0;
                 return Ok(match (path, ready) {
                     ("/readyz" | "/healthz", false) => {
                         text(StatusCode::INTERNAL_SERVER_ERROR, "[-]objects failed: not listed yet\n")
@@ -457,13 +483,16 @@ fn some_while() -> Duration {
 }
 
 async fn whole(body: Incoming) -> Result<Bytes, Status> {
-    match Limited::new(body, limits::BODY_MAX).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Status::too_large(limits::BODY_MAX))
-        }
-        Err(error) => Err(Status::bad_request(format!("the body could not be read: {error}"))),
+    let collected = Limited::new(body, limits::BODY_MAX).collect().await;
+    Ok(collected.map_err(too_large_or_broken)?.to_bytes())
+}
+
+/// Why a body could not be read.
+pub(crate) fn too_large_or_broken(error: Box<dyn std::error::Error + Send + Sync>) -> Status {
+    if error.is::<http_body_util::LengthLimitError>() {
+        return Status::too_large(limits::BODY_MAX);
     }
+    Status::bad_request(format!("the body could not be read: {error}"))
 }
 
 fn refused(status: &Status) -> Reply {

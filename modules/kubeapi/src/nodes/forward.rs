@@ -9,7 +9,7 @@ use std::{
 
 use broker::Tasks;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Either, Empty, Limited};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::{
     Request, Response, StatusCode,
     body::{Body, Frame, Incoming, SizeHint},
@@ -40,8 +40,8 @@ pub struct Forwarder {
     tasks: Tasks,
 }
 
-/// A request as a node gets it: with the client's body, or none.
-pub type ToNode = Request<Either<Incoming, Empty<Bytes>>>;
+/// A request as a node gets it: with the client's body as it comes, or a whole one.
+pub type ToNode = Request<Either<Incoming, Full<Bytes>>>;
 
 impl Forwarder {
     /// Over these nodes. What goes on after an answer has begun lives in `tasks`.
@@ -101,7 +101,7 @@ impl Forwarder {
     /// # Errors
     /// See [`Unreachable`]; anything but success is *refused*.
     pub async fn read(&self, node: &str, path: &str, bytes_max: usize) -> Result<Bytes, Unreachable> {
-        let request = Request::get(path).header("host", node).body(Either::Right(Empty::new()));
+        let request = Request::get(path).header("host", node).body(Either::Right(Full::default()));
         let request = request.expect("a path of ours");
         let response = self.forward(node, request, None).await?;
         if !response.status().is_success() {

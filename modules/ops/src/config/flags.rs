@@ -58,6 +58,9 @@ pub struct Flags {
     /// Cluster whose pods nodes run, or "in-cluster" [env: OCTOBUS_KUBECONFIG]
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<String>,
+    /// The node's own Kubernetes API, which needs no hub; or "off" [env: OCTOBUS_API]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub api: Option<String>,
     /// Health and metrics by HTTP, or "off" [env: OCTOBUS_METRICS]
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<String>,
@@ -118,6 +121,7 @@ impl Flags {
             ("--bootstrap", &self.bootstrap),
             ("--kubernetes", &self.kubernetes),
             ("--kubeconfig", &self.kubeconfig),
+            ("--api", &self.api),
             ("--metrics", &self.metrics),
             ("--admin", &self.admin),
             ("--users", &self.users),

@@ -1,0 +1,74 @@
+//! The node's own API: where it listens, and how it reaches the hub.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use broker::{
+    Handle, Tasks,
+    link::{
+        Links,
+        stream::{OpenError, StreamCode},
+    },
+};
+use codec::proto::StreamOpen;
+use kubeapi::{
+    KUBERNETES, LocalOptions, LocalServing, PkiError,
+    nodes::{NodeStreams, Opening, Unreachable},
+};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::identity::Identity;
+
+/// What the API needs of its node.
+pub(crate) struct LocalApi<'a> {
+    pub(crate) node: Arc<str>,
+    pub(crate) data: &'a Path,
+    pub(crate) broker: Handle,
+    pub(crate) links: Arc<Links>,
+    pub(crate) identity: watch::Receiver<Option<Arc<Identity>>>,
+    pub(crate) tasks: Tasks,
+}
+
+impl LocalApi<'_> {
+    /// Serves at this socket.
+    pub(crate) fn serve(self, address: SocketAddr, listener: TcpListener) -> Result<LocalServing, PkiError> {
+        let identity = self.identity;
+        let options = LocalOptions {
+            node: self.node,
+            folder: self.data.join("kubernetes"),
+            broker: self.broker,
+            tasks: self.tasks,
+            secrets: Arc::new(move || identity.borrow().as_deref().and_then(Identity::secrets_key)),
+            hub: Arc::new(Hub(self.links)),
+            containers: None,
+        };
+        kubeapi::serve_local(options, address, vec![listener])
+    }
+}
+
+/// The hub's API, by whichever link is up.
+#[derive(Debug)]
+struct Hub(Arc<Links>);
+
+impl NodeStreams for Hub {
+    fn open<'a>(&'a self, hub: &'a str) -> Opening<'a> {
+        Box::pin(async move {
+            let link = self.0.newest().ok_or_else(|| Unreachable::Offline(hub.to_owned()))?;
+            let open = StreamOpen { kind: KUBERNETES.to_owned(), ..StreamOpen::default() };
+            let stream = link.open_stream(&open).await.map_err(|error| unreachable(hub, error))?;
+            Ok(Box::new(stream) as _)
+        })
+    }
+}
+
+fn unreachable(hub: &str, error: OpenError) -> Unreachable {
+    let node = hub.to_owned();
+    match error {
+        OpenError::NoLink(_) | OpenError::LinkGone => Unreachable::Offline(node),
+        OpenError::NoAnswer => Unreachable::Slow(node),
+        OpenError::Refused { code: StreamCode::UNKNOWN_KIND, .. } => {
+            Unreachable::Refused { node, why: "it serves no Kubernetes API to nodes".to_owned() }
+        }
+        OpenError::Refused { message, .. } => Unreachable::Refused { node, why: message },
+        OpenError::TooLong(_) | OpenError::Malformed => Unreachable::Refused { node, why: error.to_string() },
+    }
+}
