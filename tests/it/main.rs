@@ -11,6 +11,7 @@ mod a_tier_of_hubs;
 mod a_tier_under_fire;
 mod behind_a_balancer;
 mod bulk_delays_no_alarm;
+mod containers;
 mod first_five_minutes;
 mod histories_do_not_mix;
 mod hostile_bytes;

@@ -5,6 +5,7 @@
 //! node: it starts pods again after a reboot with no hub in reach.
 
 pub mod cgroups;
+pub mod containerd;
 pub mod cri;
 pub mod env;
 pub mod fake;
