@@ -96,6 +96,8 @@ fn error(status: &Status) -> RuntimeError {
     match status.code() {
         Code::NotFound => RuntimeError::NotFound(message),
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => RuntimeError::Unavailable(message),
+        // What containerd says, with no code of its own, from when its socket is there until it knows its containers.
+        _ if message.contains("server is not initialized yet") => RuntimeError::Unavailable(message),
         _ => RuntimeError::Refused(message),
     }
 }
@@ -329,6 +331,8 @@ mod tests {
         assert!(matches!(of(Status::unavailable("starting")), RuntimeError::Unavailable(_)));
         assert!(matches!(of(Status::unknown("runc: no such file")), RuntimeError::Refused(_)));
         assert!(matches!(of(Status::internal("oci")), RuntimeError::Refused(_)));
+        let starting = of(Status::unknown("server is not initialized yet"));
+        assert!(matches!(starting, RuntimeError::Unavailable(_)), "{starting:?}");
         let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         let of_transport = Status::from_error(Box::new(broken));
         assert_eq!(of_transport.code(), Code::Unknown);
