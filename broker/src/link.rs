@@ -32,6 +32,7 @@ pub mod mem;
 mod mux;
 pub mod quic;
 mod reader;
+pub mod replicas;
 mod session;
 pub mod stream;
 pub mod tls;

@@ -23,13 +23,21 @@ const RETRY_MS: u32 = 5_000;
 pub struct Authorizer {
     registry: Registry,
     tier: String,
+    /// This hub is one of several: others may dial it, for Streams.
+    replicas: bool,
 }
 
 impl Authorizer {
     /// Admits nodes of this tier that the registry stands by.
     #[must_use]
     pub fn new(registry: Registry, tier: &str) -> Self {
-        Self { registry, tier: tier.to_owned() }
+        Self { registry, tier: tier.to_owned(), replicas: false }
+    }
+
+    /// Whether it also admits other replicas of the tier. What they may is open Streams to this one's nodes.
+    #[must_use]
+    pub fn with_replicas(self, replicas: bool) -> Self {
+        Self { replicas, ..self }
     }
 
     /// Decides about one peer, whose chain was verified.
@@ -37,7 +45,9 @@ impl Authorizer {
     /// # Errors
     /// What the peer is told; it says what to do.
     pub async fn authorize(&self, certificate: PeerCertificate) -> Result<(), Refusal> {
-        let name = self.node_name(&certificate)?;
+        let holder = self.holder(&certificate)?;
+        let Role::Node { name, .. } = holder else { return Ok(()) };
+        let name = name.to_string();
         let unreadable = |error: RegistryError| {
             tracing::error!(node = %name, error = %error, "cannot decide about a node");
             let message = "the hub cannot read its State now; try again".to_owned();
@@ -52,11 +62,14 @@ impl Authorizer {
         decide(&certificate, enrolment.as_ref().map(|enrolment| &enrolment.value))
     }
 
-    /// The node's name, if the certificate is a node's, of this tier, and holds now. Resumption has not
-    /// looked at the clock.
-    fn node_name(&self, certificate: &PeerCertificate) -> Result<String, Refusal> {
-        let Role::Node { name, .. } = &certificate.identity.role else {
-            return Err(not_authorized("this hub links with nodes only".to_owned()));
+    /// Whose the certificate is, if it is of this tier, holds now, and its holder may come here. Resumption has
+    /// not looked at the clock.
+    fn holder<'a>(&self, certificate: &'a PeerCertificate) -> Result<&'a Role, Refusal> {
+        let role = &certificate.identity.role;
+        let name = match role {
+            Role::Node { name, .. } => name,
+            Role::Hub { replica } if self.replicas => replica,
+            Role::Hub { .. } => return Err(not_authorized("this hub links with nodes only".to_owned())),
         };
         if *certificate.identity.tier != *self.tier {
             return Err(not_authorized(format!("this is a hub of tier {}, not of yours", self.tier)));
@@ -66,7 +79,7 @@ impl Authorizer {
                 "the certificate of {name} is not valid now: check the node's clock, or renew at the bootstrap port"
             )));
         }
-        Ok(name.to_string())
+        Ok(role)
     }
 }
 

@@ -25,9 +25,11 @@ use broker::{
     event::{Command, Response, StateOp},
 };
 use bytes::Bytes;
+use codec::proto::StreamOpen;
 use ops::admin::tier;
 
 pub use self::local::Local;
+use crate::nodes::NodeLinks;
 
 /// An answer that takes a while. Dropping it leaves open whether it happened.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, FabricError>> + Send + 'a>>;
@@ -53,12 +55,12 @@ pub struct Conflict {
 }
 
 /// Who has a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Owner {
     /// This replica.
     Here,
-    /// Another one.
-    Elsewhere,
+    /// Another one, and where others may dial it (`host:port` of QUIC) if it says so.
+    Elsewhere { replica: String, address: Option<String> },
     /// Nobody: it is offline.
     Nobody,
 }
@@ -116,14 +118,21 @@ pub trait Fabric: fmt::Debug + Send + Sync {
 
 /// The administration of a hub writes through the fabric.
 #[derive(Debug)]
-pub struct Administered(pub Arc<dyn Fabric>);
+pub struct Administered {
+    /// Of the tier.
+    pub fabric: Arc<dyn Fabric>,
+    /// Wherever its nodes are.
+    pub nodes: NodeLinks,
+}
 
 impl tier::Tier for Administered {
     fn write(&self, command: Command) -> tier::Answer<'_, Response> {
         Box::pin(async move {
             let written = match command {
-                Command::StateWrite(ops) => self.0.write(ops).await,
-                Command::StateBarrier { .. } => self.0.barrier().await.map(|revision| Ok(vec![revision])),
+                Command::StateWrite(ops) => self.fabric.write(ops).await,
+                Command::StateBarrier { .. } => {
+                    self.fabric.barrier().await.map(|revision| Ok(vec![revision]))
+                }
                 _ => Ok(Err(Conflict { index: 0, found: 0 })),
             };
             Ok(match written {
@@ -137,11 +146,15 @@ impl tier::Tier for Administered {
 
     fn append_down<'a>(&'a self, node: &'a str, frame: Bytes) -> tier::Answer<'a, Response> {
         Box::pin(async move {
-            Ok(match self.0.append_down(node, frame).await {
+            Ok(match self.fabric.append_down(node, frame).await {
                 Ok(()) => Response::Done,
                 Err(FabricError::Stopped(stopped)) => return Err(stopped),
                 Err(error) => Response::Refused(error.to_string()),
             })
         })
+    }
+
+    fn open_stream<'a>(&'a self, node: &'a str, open: &'a StreamOpen) -> tier::Opening<'a> {
+        Box::pin(self.nodes.open(node, open))
     }
 }

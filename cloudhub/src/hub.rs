@@ -22,7 +22,8 @@ use broker::{
         Counters, Links, Params,
         accept::{Acceptor, Admission},
         identity::PeerCertificate,
-        quic::{BindError, QuicAddress, Shape},
+        quic::{BindError, QuicAddress, QuicDialler, Shape},
+        replicas::Replicas,
         tls::{self, Credentials, TierSecret, TlsError},
         websocket::WebSocketListener,
     },
@@ -48,7 +49,7 @@ use crate::{
     bridge,
     ca::{Authority, AuthorityError, IssueError},
     fabric::{self, Administered},
-    nodes::{self, Linked},
+    nodes::{self, NodeLinks},
     registry::Registry,
     token::{self, CreateError, TokenRequest},
 };
@@ -234,6 +235,7 @@ impl Hub {
         let readiness = self.readiness.clone();
         let exporter = Exporter::new(Some(self.engine.handle.clone()), readiness.clone())
             .with_durability(engine::durability(config));
+        let nodes = self.nodes(config)?;
         self.engine.join(&self.following, &exporter, &readiness).await?;
         if let Some(own) = &self.engine.own {
             exporter.register(metrics::store(Arc::clone(&own.written)));
@@ -260,7 +262,7 @@ impl Hub {
                 tasks: self.fronts.clone(),
                 tokens: Vec::new(),
                 anonymous: false,
-                nodes: Some(Arc::new(Linked(Arc::clone(&self.links)))),
+                nodes: Some(Arc::new(nodes.clone())),
                 controllers: true,
             };
             let serving = Box::pin(kubeapi::serve(options)).await?;
@@ -280,7 +282,7 @@ impl Hub {
             tasks: self.fronts.clone(),
             exporter,
             links: Arc::clone(&self.links),
-            tier: Some(Arc::new(Administered(Arc::clone(&self.engine.fabric)))),
+            tier: Some(Arc::new(Administered { fabric: Arc::clone(&self.engine.fabric), nodes })),
         });
         if let Some(own) = &self.engine.own {
             let copier = own.copier.clone();
@@ -317,6 +319,25 @@ impl Hub {
         Ok(Box::pin(bridge::start(options, exporter)).await?)
     }
 
+    /// The way to every node of the tier. Of a replica: others know from its lease where to dial it.
+    fn nodes(&self, config: &Config) -> Result<NodeLinks, StartError> {
+        let replicas = match &config.fabric {
+            None => None,
+            Some(fabric) => {
+                let here = || self.endpoints.quic.map(advertised);
+                if let Some(address) = fabric.advertise.clone().or_else(here) {
+                    self.engine.advertise(address);
+                }
+                let credentials = credentials(&self.authority, engine::replica(config))?;
+                let tls = Arc::new(tls::dialler(credentials, self.tier())?);
+                let quic = QuicDialler::new(tls, Shape::HUB.with_heartbeat(config.limits.heartbeat))?;
+                Some(Replicas::new(quic, Arc::new(link_params(config)), self.fronts.clone()))
+            }
+        };
+        let (links, fabric) = (Arc::clone(&self.links), Arc::clone(&self.engine.fabric));
+        Ok(NodeLinks { links, fabric, replicas })
+    }
+
     fn serve_nats(&self, config: &Config, auth: Auth, listener: TcpListener, exporter: &Exporter) {
         let mut front = nats::Config::new(nats::Side::Hub, format!("octobus-{}", self.tier()), auth);
         front.max_payload = config.limits.nats_payload;
@@ -340,13 +361,14 @@ impl Hub {
         exporter.register(metrics::links(Arc::clone(&counters)));
         let acceptor = Acceptor {
             broker: self.engine.handle.clone(),
-            params: Arc::new(Params { heartbeat: config.limits.heartbeat, ..Params::default() }),
+            params: Arc::new(link_params(config)),
             admission: Admission::with_connections(config.limits.links),
             counters,
             links: Arc::clone(&self.links),
             tasks: self.fronts.clone(),
         };
-        let authorizer = Authorizer::new(self.registry.clone(), self.tier());
+        let authorizer =
+            Authorizer::new(self.registry.clone(), self.tier()).with_replicas(config.fabric.is_some());
         let authorize = move |certificate: PeerCertificate| {
             let authorizer = authorizer.clone();
             async move { authorizer.authorize(certificate).await }
@@ -454,10 +476,26 @@ fn link_tls(
     replica: &str,
     secret: &TierSecret,
 ) -> Result<rustls::ServerConfig, StartError> {
+    Ok(tls::acceptor(credentials(authority, replica)?, secret)?)
+}
+
+/// What this hub shows peers, and whom it believes.
+fn credentials(authority: &Authority, replica: &str) -> Result<Credentials, StartError> {
     let identity = authority.issue_hub(replica, &[])?;
-    let credentials =
-        Credentials { ca: vec![authority.certificate().clone()], chain: identity.chain, key: identity.key };
-    Ok(tls::acceptor(credentials, secret)?)
+    Ok(Credentials { ca: vec![authority.certificate().clone()], chain: identity.chain, key: identity.key })
+}
+
+fn link_params(config: &Config) -> Params {
+    Params { heartbeat: config.limits.heartbeat, ..Params::default() }
+}
+
+/// Where other replicas dial a port that listens here: by the machine's name, if it listens everywhere.
+fn advertised(listening: SocketAddr) -> String {
+    if !listening.ip().is_unspecified() {
+        return listening.to_string();
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}:{}", listening.port())
 }
 
 /// Under which names HTTPS clients that check names may reach the bootstrap port. Nodes check the CA.

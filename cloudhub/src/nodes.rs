@@ -1,4 +1,7 @@
-//! Between the Kubernetes API and nodes: Streams of kind `kubelet` to them, and of kind `kubernetes` from them.
+//! Streams to the nodes of a tier: of kind `kubelet` from the Kubernetes API to them, and of kind `kubernetes` from them.
+//!
+//! A node is one replica's. A Stream to a node of another replica goes to that replica by QUIC, with the
+//! certificates of the tier, and never through NATS (`broker::link::replicas`).
 
 use std::sync::Arc;
 
@@ -6,7 +9,8 @@ use broker::{
     Tasks,
     event::Role,
     link::{
-        Links,
+        ByteStream, Links,
+        replicas::Replicas,
         stream::{OpenError, StreamCode},
     },
 };
@@ -16,21 +20,55 @@ use kubeapi::{
     nodes::{KUBELET, NodeStreams, Opening, Unreachable},
 };
 
-/// Nodes by the links of this hub.
-#[derive(Debug)]
-pub struct Linked(pub Arc<Links>);
+use crate::fabric::{Fabric, FabricError, Owner};
 
-impl NodeStreams for Linked {
+/// Nodes, by the links of this hub and of its tier's other replicas. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct NodeLinks {
+    /// Of this hub.
+    pub links: Arc<Links>,
+    /// Who has which node.
+    pub fabric: Arc<dyn Fabric>,
+    /// The way to other replicas; none in a hub that is alone.
+    pub replicas: Option<Replicas>,
+}
+
+impl NodeLinks {
+    /// Opens a Stream to a node, whichever replica has it. In bounded time, at once if nobody has it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(&self, node: &str, open: &StreamOpen) -> Result<ByteStream, OpenError> {
+        let here = self.links.open(node, open).await;
+        let (Err(OpenError::NoLink(_)), Some(replicas)) = (&here, &self.replicas) else { return here };
+        match self.fabric.owner(node).await {
+            Ok(Owner::Elsewhere { replica, address: Some(address) }) => {
+                replicas.open(&replica, &address, node, open).await
+            }
+            Ok(Owner::Elsewhere { replica, address: None }) => {
+                let why = "its lease names no address".to_owned();
+                Err(OpenError::Replica { node: node.to_owned(), replica, why })
+            }
+            Ok(Owner::Here | Owner::Nobody) | Err(FabricError::Stopped(_)) => here,
+            Err(error) => {
+                tracing::warn!(node, %error, "the tier cannot say who has a node");
+                here
+            }
+        }
+    }
+}
+
+impl NodeStreams for NodeLinks {
     fn open<'a>(&'a self, node: &'a str) -> Opening<'a> {
         Box::pin(async move {
             let open = StreamOpen { kind: KUBELET.to_owned(), ..StreamOpen::default() };
-            let stream = self.0.open(node, &open).await.map_err(|error| unreachable(node, error))?;
+            let stream = Self::open(self, node, &open).await.map_err(|error| unreachable(node, &error))?;
             Ok(Box::new(stream) as _)
         })
     }
 }
 
-fn unreachable(node: &str, error: OpenError) -> Unreachable {
+fn unreachable(node: &str, error: &OpenError) -> Unreachable {
     let node = node.to_owned();
     match error {
         OpenError::NoLink(_) | OpenError::LinkGone => Unreachable::Offline(node),
@@ -38,8 +76,10 @@ fn unreachable(node: &str, error: OpenError) -> Unreachable {
         OpenError::Refused { code: StreamCode::UNKNOWN_KIND, .. } => {
             Unreachable::Refused { node, why: "it runs no pods".to_owned() }
         }
-        OpenError::Refused { message, .. } => Unreachable::Refused { node, why: message },
-        OpenError::TooLong(_) | OpenError::Malformed => Unreachable::Refused { node, why: error.to_string() },
+        OpenError::Refused { message, .. } => Unreachable::Refused { node, why: message.clone() },
+        OpenError::Replica { .. } | OpenError::TooLong(_) | OpenError::Malformed => {
+            Unreachable::Broken { node, why: error.to_string() }
+        }
     }
 }
 

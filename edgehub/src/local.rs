@@ -69,6 +69,8 @@ fn unreachable(hub: &str, error: OpenError) -> Unreachable {
             Unreachable::Refused { node, why: "it serves no Kubernetes API to nodes".to_owned() }
         }
         OpenError::Refused { message, .. } => Unreachable::Refused { node, why: message },
-        OpenError::TooLong(_) | OpenError::Malformed => Unreachable::Refused { node, why: error.to_string() },
+        OpenError::Replica { .. } | OpenError::TooLong(_) | OpenError::Malformed => {
+            Unreachable::Refused { node, why: error.to_string() }
+        }
     }
 }

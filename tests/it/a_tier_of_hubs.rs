@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use octobus_tests::{
     clock, mqtt, nats,
-    octobus::{NODE, folder},
+    octobus::{NODE, folder, octobus},
     tier::Tier,
 };
 
@@ -68,4 +68,28 @@ fn nodes_and_users_meet_on_the_servers_and_outlive_a_replica() {
     assert!(user.next(Duration::from_millis(300)).is_err(), "once each");
     node.stop();
     second.stop();
+}
+
+#[test]
+fn a_stream_reaches_a_node_of_another_replica() {
+    let folder = folder();
+    let tier = Tier::new(folder.path(), 2, 1);
+    let hubs = [tier.hubs[0].start(), tier.hubs[1].start()];
+    let node = tier.node(&hubs[0], 0, NODE, &folder.path().join("node")).start();
+    // Whichever has the node, the other one does not: with bytes, an echo ends only if half-closing works.
+    for hub in &hubs {
+        let admin = hub.admin();
+        let ping = clock::wait_for("an echo", SOON, || {
+            let ping = octobus(&["ping", NODE, "--admin", admin.to_str().unwrap(), "--bytes", "4MiB"]);
+            ping.status.success().then_some(ping)
+        });
+        assert!(ping.ok()[0].contains("4.0MiB there and back"));
+    }
+    let admin = hubs[1].admin();
+    let offline = octobus(&["ping", "edge-9", "--admin", admin.to_str().unwrap()]);
+    assert!(offline.describe().contains("edge-9 is not linked"), "{}", offline.describe());
+    node.stop();
+    for hub in hubs {
+        hub.stop();
+    }
 }

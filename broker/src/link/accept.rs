@@ -23,7 +23,7 @@ use super::{
     CloseCode, Counters, LaneSender as _, Link, Links, Params, Transport, control_record,
     identity::PeerCertificate,
 };
-use crate::{handle::Handle, tasks::Tasks};
+use crate::{core::event::Role, handle::Handle, tasks::Tasks};
 
 /// A bound port at which peers dial.
 pub trait Listener: Send + Sync + 'static {
@@ -159,7 +159,11 @@ impl Acceptor {
             self.tasks.spawn("handshake", async move {
                 if let Some((transport, link)) = acceptor.admit(attempt, slot, patience, authorize).await {
                     tasks.spawn("link", async move {
-                        super::run(transport, link).await;
+                        match link.peer.role {
+                            Role::Node => drop(super::run(transport, link).await),
+                            // Streams of another replica; it has no session.
+                            Role::Hub => super::replicas::serve(&transport, &link).await,
+                        }
                         drop(place);
                     });
                 }

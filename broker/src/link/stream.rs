@@ -29,7 +29,7 @@ use codec::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
-    sync::{Notify, mpsc},
+    sync::{Notify, OwnedSemaphorePermit, mpsc},
     time::timeout,
 };
 
@@ -65,6 +65,8 @@ impl StreamCode {
     pub const TIMEOUT: Self = Self(6);
     /// The opening made no sense.
     pub const MALFORMED: Self = Self(7);
+    /// The replica that was asked has no link to the node.
+    pub const NO_LINK: Self = Self(8);
 
     /// The code with which the peer ended a Stream, if that is what this error says.
     #[must_use]
@@ -84,6 +86,7 @@ impl StreamCode {
             Self::FAILED => "failed",
             Self::TIMEOUT => "timed out",
             Self::MALFORMED => "malformed",
+            Self::NO_LINK => "no link to the node",
             Self(_) => "for a reason this version does not know",
         }
     }
@@ -127,6 +130,13 @@ pub struct StreamWriter(Box<dyn WriteSide>);
 impl ByteStream {
     pub(super) fn new(reader: impl ReadSide + 'static, writer: impl WriteSide + 'static) -> Self {
         Self { reader: StreamReader(Box::new(reader)), writer: StreamWriter(Box::new(writer)) }
+    }
+
+    /// The same, and what it keeps for as long as either direction lives.
+    pub(super) fn holding(self, place: OwnedSemaphorePermit) -> Self {
+        let place = Arc::new(place);
+        let (reader, writer) = self.into_split();
+        Self::new(Held { side: reader.0, _place: Arc::clone(&place) }, Held { side: writer.0, _place: place })
     }
 
     /// Both directions, each for its own task.
@@ -204,6 +214,52 @@ impl AsyncWrite for ByteStream {
     }
 }
 
+/// One direction of a Stream, and what it keeps from others.
+struct Held<S> {
+    side: S,
+    _place: Arc<OwnedSemaphorePermit>,
+}
+
+impl AsyncRead for Held<Box<dyn ReadSide>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.side).poll_read(cx, buf)
+    }
+}
+
+impl ReadSide for Held<Box<dyn ReadSide>> {
+    fn stop(&mut self, code: StreamCode) {
+        self.side.stop(code);
+    }
+}
+
+impl AsyncWrite for Held<Box<dyn WriteSide>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.side).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.side).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.side).poll_shutdown(cx)
+    }
+}
+
+impl WriteSide for Held<Box<dyn WriteSide>> {
+    fn reset(&mut self, code: StreamCode) {
+        self.side.reset(code);
+    }
+
+    fn set_class(&mut self, class: Class) {
+        self.side.set_class(class);
+    }
+}
+
 impl fmt::Debug for ByteStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ByteStream")
@@ -273,6 +329,10 @@ pub struct LinkHandle {
 }
 
 impl LinkHandle {
+    pub(super) fn new<T: Transport>(peer: Peer, transport: T) -> Self {
+        Self { peer, transport: Arc::new(transport) }
+    }
+
     /// Who is at the other end.
     #[must_use]
     pub fn peer(&self) -> &Peer {
@@ -328,6 +388,9 @@ pub enum OpenError {
     /// No link to this peer is up. Try again once it is.
     #[error("no link to {0} is up")]
     NoLink(String),
+    /// Another replica has the node, and it cannot be reached.
+    #[error("{node} is linked to replica {replica}, which cannot be reached: {why}")]
+    Replica { node: String, replica: String, why: String },
     /// The link has ended meanwhile. Try again once another is up.
     #[error("the link is gone")]
     LinkGone,
@@ -417,7 +480,7 @@ impl Links {
         peer: Peer,
         transport: T,
     ) -> Entry {
-        let handle = LinkHandle { peer, transport: Arc::new(transport) };
+        let handle = LinkHandle::new(peer, transport);
         let mut up = self.up();
         let of_name = up.names.entry(Arc::clone(&handle.peer.name)).or_insert((session, 0));
         *of_name = (session, of_name.1 + 1);
@@ -484,20 +547,35 @@ impl Drop for Entry {
 
 /// Serves a Stream that a peer has just opened: an echo to its end, another until somebody has it. The peer
 /// has `patience` to say what it is for.
-pub(super) async fn serve(mut stream: ByteStream, peer: Peer, links: &Links, patience: Duration) {
+pub(super) async fn serve(stream: ByteStream, peer: Peer, links: &Links, patience: Duration) {
+    if let Some(incoming) = received(stream, peer, patience).await {
+        answered(incoming, links).await;
+    }
+}
+
+/// What a Stream that a peer has just opened is for; `None`: it did not say so properly, and is gone.
+pub(super) async fn received(
+    mut stream: ByteStream,
+    peer: Peer,
+    patience: Duration,
+) -> Option<IncomingStream> {
     let opened = timeout(patience, async {
         let body = read_message(&mut stream).await?;
         codec::decode::<StreamOpen>(body.into())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     });
-    let open = match opened.await {
-        Ok(Ok(open)) => open,
-        Ok(Err(_)) => return stream.reset(StreamCode::MALFORMED),
-        Err(_elapsed) => return stream.reset(StreamCode::TIMEOUT),
+    let code = match opened.await {
+        Ok(Ok(open)) => return Some(IncomingStream { peer, open, stream }),
+        Ok(Err(_)) => StreamCode::MALFORMED,
+        Err(_elapsed) => StreamCode::TIMEOUT,
     };
-    let is_echo = open.kind == ECHO;
-    let incoming = IncomingStream { peer, open, stream };
-    if !is_echo {
+    stream.reset(code);
+    None
+}
+
+/// An echo to its end, another until somebody has it.
+pub(super) async fn answered(incoming: IncomingStream, links: &Links) {
+    if incoming.open.kind != ECHO {
         return links.hand(incoming).await;
     }
     // An end that goes away ends the echo, whichever it is.

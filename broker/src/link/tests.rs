@@ -1,6 +1,7 @@
 //! Two links, or a link and a peer that behaves badly, with the test playing the broker's driver.
 
 pub(super) mod quic;
+mod replicas;
 pub(super) mod websocket;
 
 use std::collections::VecDeque;

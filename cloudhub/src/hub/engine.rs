@@ -106,6 +106,13 @@ impl Engine {
         Ok(Self { handle, fabric: Arc::new(tier.clone()), own: None, tier: Some(tier) })
     }
 
+    /// Of a replica: where others may dial it. Said with its lease.
+    pub(super) fn advertise(&self, address: String) {
+        if let Some(tier) = &self.tier {
+            tier.claims().advertise(address);
+        }
+    }
+
     /// Of a replica: knows the tier's State when this returns, and may serve nodes from then on.
     ///
     /// # Errors

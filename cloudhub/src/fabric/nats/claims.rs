@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! claims/<n>       {replica, epoch, session, instance, generation, stamp, away}
-//! lease/<replica>  {epoch, beat}   rewritten every 3 s
+//! lease/<replica>  {epoch, beat, address}   rewritten every 3 s
 //! ```
 //!
 //! A claim holds as long as its replica does: one whose lease has not changed for [`DEAD_AFTER`], by the clock
@@ -18,7 +18,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -84,6 +84,9 @@ pub struct Lease {
     /// It has stopped by itself: what it claimed is free at once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+    /// Where other replicas dial it by QUIC, `host:port`, for Streams to its nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// Who asks for a node.
@@ -148,6 +151,8 @@ struct Shared {
     fenced: mpsc::UnboundedSender<News>,
     known: Mutex<Known>,
     counters: Counters,
+    /// Where others may dial this replica: known once its ports are.
+    address: OnceLock<String>,
 }
 
 /// What was followed of the bucket, and what this replica has.
@@ -186,6 +191,7 @@ impl Claims {
             fenced,
             known: Mutex::default(),
             counters: Counters::default(),
+            address: OnceLock::new(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -258,6 +264,16 @@ impl Claims {
             return Owner::Nobody;
         }
         Owner::Replica(claim.replica.clone())
+    }
+
+    /// Says where other replicas may dial this one. The first time counts, and from the next renewal on.
+    pub fn advertise(&self, address: String) {
+        let _first = self.shared.address.set(address);
+    }
+
+    /// Where a replica that lives may be dialled, if it says so.
+    pub fn address_of(&self, replica: &str) -> Option<String> {
+        self.known().leases.get(replica)?.value.as_ref()?.address.clone()
     }
 
     /// How many nodes this replica has.
@@ -382,7 +398,8 @@ impl Claims {
     }
 
     async fn renew(&self, beat: u64, closed: bool) -> Result<(), NatsError> {
-        let lease = Lease { epoch: self.shared.epoch, beat, closed };
+        let address = self.shared.address.get().cloned();
+        let lease = Lease { epoch: self.shared.epoch, beat, closed, address };
         let value = Bytes::from(serde_json::to_vec(&lease).expect("numbers"));
         let key = format!("lease/{}", self.shared.replica);
         self.shared.connection.put(Bucket::Sys, &key, Some(value), None).await?;
@@ -595,7 +612,7 @@ mod tests {
         Claimant { node: "edge-1", instance: &[1; 16], generation, stamp }
     }
 
-    const LEASE: Lease = Lease { epoch: 5, beat: 1, closed: false };
+    const LEASE: Lease = Lease { epoch: 5, beat: 1, closed: false, address: None };
 
     #[test]
     fn a_lease_that_was_not_seen_to_change_for_ten_seconds_is_a_dead_replicas() {

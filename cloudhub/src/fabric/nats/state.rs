@@ -193,7 +193,10 @@ impl Fabric for Tier {
         Box::pin(async move {
             Ok(match self.claims.owner(node) {
                 Owner::Here => fabric::Owner::Here,
-                Owner::Replica(_) => fabric::Owner::Elsewhere,
+                Owner::Replica(replica) => {
+                    let address = self.claims.address_of(&replica);
+                    fabric::Owner::Elsewhere { replica, address }
+                }
                 Owner::Nobody => fabric::Owner::Nobody,
             })
         })

@@ -1,6 +1,6 @@
 //! `GET /v1/ping`: measures a link from end to end, over a Stream that the peer echoes.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use axum::{
     Json,
@@ -47,28 +47,40 @@ pub(super) async fn ping(
     if query.count > COUNT_MAX || query.bytes > BYTES_MAX {
         return Err(Refusal::bad("at most 1000 round trips and 64 MiB"));
     }
-    let links = Arc::clone(&admin.links);
-    let link = if query.node.is_empty() { links.newest() } else { links.find(&query.node) };
-    let link = link.ok_or_else(|| match &*query.node {
-        "" if admin.is_hub() => Refusal::not_found("no node is linked"),
-        "" => Refusal::not_found("no hub is linked"),
-        node => Refusal::not_found(format!("{node} is not linked to this process")),
-    })?;
     let open = StreamOpen { kind: stream::ECHO.to_owned(), ..StreamOpen::default() };
     let measuring = async {
-        let mut echo = link.open_stream(&open).await.map_err(not_opened)?;
+        let (peer, mut echo) = opened(&admin, &query.node, &open).await?;
         let mut round_trips_us = Vec::new();
         for _ in 0..query.count {
             round_trips_us.push(round_trip(&mut echo).await.map_err(broken)?);
         }
         let echo_us =
             if query.bytes > 0 { Some(through(echo, query.bytes).await.map_err(broken)?) } else { None };
-        Ok(PingRow { peer: link.peer().name.to_string(), round_trips_us, bytes: query.bytes, echo_us })
+        Ok(PingRow { peer, round_trips_us, bytes: query.bytes, echo_us })
     };
     let measured = timeout(ALL_WITHIN, Box::pin(measuring)).await;
     measured
         .unwrap_or_else(|_elapsed| Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "not echoed in time")))
         .map(Json)
+}
+
+/// An echo, and who answers.
+async fn opened(admin: &Admin, node: &str, open: &StreamOpen) -> Result<(String, ByteStream), Refusal> {
+    if let (Some(tier), false) = (&admin.tier, node.is_empty()) {
+        return match tier.open_stream(node, open).await {
+            Ok(stream) => Ok((node.to_owned(), stream)),
+            Err(OpenError::NoLink(_)) => Err(Refusal::not_found(format!("{node} is not linked"))),
+            Err(error) => Err(not_opened(error)),
+        };
+    }
+    let links = &admin.links;
+    let link = if node.is_empty() { links.newest() } else { links.find(node) };
+    let link = link.ok_or_else(|| match node {
+        "" if admin.is_hub() => Refusal::not_found("no node is linked"),
+        "" => Refusal::not_found("no hub is linked"),
+        node => Refusal::not_found(format!("{node} is not linked to this process")),
+    })?;
+    Ok((link.peer().name.to_string(), link.open_stream(open).await.map_err(not_opened)?))
 }
 
 fn not_opened(error: OpenError) -> Refusal {

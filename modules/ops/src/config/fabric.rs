@@ -48,6 +48,8 @@ pub struct Fabric {
     pub key: Option<PathBuf>,
     /// Folder with the tier's CA, id and secret, the same on every replica; `None`: `tier` in the data folder.
     pub authority: Option<PathBuf>,
+    /// Where other replicas dial this one by QUIC, `host:port`; `None`: where it listens.
+    pub advertise: Option<String>,
     /// Servers that keep each message.
     pub copies: usize,
     /// Streams that the Logs of nodes are sharded into; fixed by the first replica that starts.
@@ -80,6 +82,7 @@ const CA: Key = Key { path: "fabric.ca", env: "OCTOBUS_FABRIC_CA", flag: "" };
 const CERTIFICATE: Key = Key { path: "fabric.certificate", env: "OCTOBUS_FABRIC_CERTIFICATE", flag: "" };
 const KEY: Key = Key { path: "fabric.key", env: "OCTOBUS_FABRIC_KEY", flag: "" };
 const AUTHORITY: Key = Key { path: "fabric.authority", env: "OCTOBUS_FABRIC_AUTHORITY", flag: "" };
+const ADVERTISE: Key = Key { path: "fabric.advertise", env: "OCTOBUS_FABRIC_ADVERTISE", flag: "" };
 const COPIES: Key = Key { path: "fabric.copies", env: "OCTOBUS_FABRIC_COPIES", flag: "" };
 const SHARDS: Key = Key { path: "fabric.shards", env: "OCTOBUS_FABRIC_SHARDS", flag: "" };
 const LOG_BYTES: Key = Key { path: "fabric.log_bytes", env: "OCTOBUS_FABRIC_LOG_BYTES", flag: "" };
@@ -104,6 +107,7 @@ pub(super) fn read(role: Role, layers: &mut Layers) -> Option<Fabric> {
         certificate: layers.take(CERTIFICATE, path),
         key: layers.take(KEY, path),
         authority: layers.take(AUTHORITY, folder),
+        advertise: layers.take(ADVERTISE, advertised),
         copies: layers.take(COPIES, |text| units::count(text, 1, 5).and_then(as_usize)).unwrap_or(1),
         shards: layers.take(SHARDS, shards).unwrap_or(8),
         log_bytes: layers.take(LOG_BYTES, room).unwrap_or(16 << 30),
@@ -158,6 +162,10 @@ fn server(text: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{}", units::HostPort::parse(address, 4222)?))
 }
 
+fn advertised(text: &str) -> Result<String, String> {
+    Ok(units::HostPort::parse(text, 10001)?.to_string())
+}
+
 fn shards(text: &str) -> Result<u32, String> {
     let count = units::count(text, 1, 256)?;
     u32::try_from(count).map_err(|_| "too many".to_owned())
@@ -208,6 +216,9 @@ pub(super) fn show(fabric: &Fabric) -> toml::Table {
         if let Some(file) = file {
             put(name, text(&file.display().to_string()));
         }
+    }
+    if let Some(address) = &fabric.advertise {
+        put("advertise", text(address));
     }
     put("copies", count(fabric.copies as u64));
     put("shards", count(fabric.shards.into()));
