@@ -24,6 +24,11 @@ pub(crate) fn parse(text: &str) -> Option<i64> {
     OffsetDateTime::parse(text, &Rfc3339).ok().map(OffsetDateTime::unix_timestamp)
 }
 
+/// Nanoseconds since 1970 of a written time.
+pub(crate) fn nanos(text: &str) -> Option<i128> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(OffsetDateTime::unix_timestamp_nanos)
+}
+
 /// Seconds since 1970.
 pub(crate) fn unix() -> i64 {
     i64::try_from(wall_us() / 1_000_000).unwrap_or(i64::MAX)

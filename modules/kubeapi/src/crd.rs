@@ -119,6 +119,7 @@ fn resource(definition: &Value, version: &Value) -> Resource {
         fields,
         generation: true,
         review: false,
+        measured: false,
         returns_deleted: false,
         custom: Some(Arc::new(Custom { schema, given, columns, deprecation })),
         stored_as: None,

@@ -8,6 +8,7 @@
 //! kinds, admission, crd   what kinds have of their own│
 //! store     objects in the broker's space `k8s`      ─┘
 //! nodes     logs, exec, attach, port-forward: over Streams to nodes
+//! metrics   what nodes and pods use, asked of the nodes
 //! cache     all objects in memory, by one watch: for the authorizer and the controllers
 //! schema    one description of each kind: reading, merging, applying, OpenAPI
 //! ```
@@ -38,6 +39,7 @@ mod kinds;
 mod limits;
 mod local;
 mod managed;
+mod metrics;
 mod names;
 pub mod nodes;
 mod normal;

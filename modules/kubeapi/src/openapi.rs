@@ -104,6 +104,12 @@ fn paths(resource: &Resource, reference: impl Fn(&str) -> Value) -> Map<String, 
     let mut found = Map::new();
     let many = format!("{root}/{of}{scope}/{}", resource.plural);
     let mut collection = json!({"post": operation("post", &writes)});
+    if resource.measured {
+        let many_of = operation("list", &["labelSelector", "fieldSelector"]);
+        found.insert(format!("{many}/{{name}}"), json!({"get": operation("get", &[])}));
+        found.insert(many, json!({"get": many_of}));
+        return found;
+    }
     if !resource.review {
         collection["get"] =
             operation("list", &["labelSelector", "fieldSelector", "limit", "continue", "watch"]);

@@ -50,6 +50,8 @@ pub(crate) struct Resource {
     pub(crate) generation: bool,
     /// Nothing is stored: a create is a question.
     pub(crate) review: bool,
+    /// Nothing is stored: what it shows is asked of nodes.
+    pub(crate) measured: bool,
     /// A deletion answers with the object instead of a status.
     pub(crate) returns_deleted: bool,
     /// What a CustomResourceDefinition says of it.
@@ -115,6 +117,8 @@ impl Resource {
     pub(crate) fn verbs(&self) -> &'static [&'static str] {
         if self.review {
             &["create"]
+        } else if self.measured {
+            &["get", "list"]
         } else if self.custom.is_some() {
             &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
         } else if self.is("", "namespaces") {
@@ -184,7 +188,7 @@ impl Resources {
     /// Every resource of which objects are stored, once.
     pub(crate) fn stored(&self) -> impl Iterator<Item = &Arc<Resource>> {
         let mut seen = std::collections::BTreeSet::new();
-        let all = self.by_path.values().filter(|resource| !resource.review);
+        let all = self.by_path.values().filter(|resource| !resource.review && !resource.measured);
         all.filter(move |resource| seen.insert(resource.prefix()))
     }
 }

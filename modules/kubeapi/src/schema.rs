@@ -136,6 +136,7 @@ pub(crate) static BUILT_IN: LazyLock<BTreeMap<String, Arc<Struct>>> = LazyLock::
         include_str!("../kinds/pod.types"),
         include_str!("../kinds/workloads.types"),
         include_str!("../kinds/others.types"),
+        include_str!("../kinds/metrics.types"),
     ];
     read::read(&texts).expect("the descriptions of built-in kinds are part of this program and tested")
 });

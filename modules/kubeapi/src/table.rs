@@ -176,6 +176,12 @@ fn headings(resource: &Resource) -> &'static [Heading] {
             ("Allowed Disruptions", "integer", 0),
             ("Age", "string", 0),
         ],
+        ("metrics.k8s.io", "nodes") => {
+            &[("Name", "string", 0), ("CPU", "string", 0), ("Memory", "string", 0), ("Window", "string", 0)]
+        }
+        ("metrics.k8s.io", "pods") => {
+            &[("Name", "string", 0), ("Containers", "integer", 0), ("Window", "string", 0)]
+        }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
             &[("Name", "string", 0), ("Role", "string", 0), ("Age", "string", 0)]
         }

@@ -143,6 +143,7 @@ fn roles() -> Vec<(&'static str, Value, Option<&'static str>)> {
         value!({"apiGroups": [""], "resources": core, "verbs": READ}),
         value!({"apiGroups": ["apps"], "resources": workloads, "verbs": READ}),
         value!({"apiGroups": ["batch"], "resources": batch, "verbs": READ}),
+        value!({"apiGroups": ["metrics.k8s.io"], "resources": ["nodes", "pods"], "verbs": READ}),
     ];
     view.extend(other_reads.as_array().cloned().unwrap_or_default());
     let mut edit = view.clone();

@@ -105,7 +105,8 @@ impl Server {
     }
 }
 
-const NO_NODES: &str = "this API server has no way to nodes";
+/// What is said where there is none.
+pub(super) const NO_NODES: &str = "this API server has no way to nodes";
 
 async fn ask_node(
     forwarder: &Forwarder,

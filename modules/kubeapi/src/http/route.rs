@@ -32,6 +32,7 @@ use crate::{
     audit::Audit,
     auth, authz, discovery, json, limits,
     local::Local,
+    metrics::Metrics,
     nodes::{forward::Forwarder, parts::Part},
     openapi, reviews,
     selector::{Fields, Labels},
@@ -47,6 +48,8 @@ pub(crate) struct Server {
     pub(crate) tasks: broker::Tasks,
     /// The way to nodes, if there is one.
     pub(super) nodes: Option<Forwarder>,
+    /// What nodes and pods use, if there is a way to nodes.
+    metrics: Option<Arc<Metrics>>,
     /// Of a node's own API.
     local: Option<Arc<Local>>,
     requests: Semaphore,
@@ -62,6 +65,7 @@ impl Server {
             api,
             audit,
             tasks,
+            metrics: nodes.clone().map(|nodes| Arc::new(Metrics::new(nodes))),
             nodes,
             local: None,
             requests: Semaphore::new(limits::REQUESTS_MAX),
@@ -262,6 +266,13 @@ impl Server {
         if ask.name.is_empty() && ask.resource.namespaced && ask.namespace.is_empty() {
             return Err(Status::method_not_allowed());
         }
+        if ask.resource.measured {
+            return match (ask.subresource.as_str(), verb, &self.metrics) {
+                ("", "get", Some(metrics)) => metrics.get(api, ask).await,
+                ("", "get", None) => Err(ask.not_found()),
+                _ => Err(Status::method_not_allowed()),
+            };
+        }
         match (ask.subresource.as_str(), verb) {
             ("", "get") => api.get(ask).await,
             ("", "create") if ask.name.is_empty() => api.create(ask, sent.object(ask)?).await,
@@ -312,6 +323,16 @@ impl Server {
 
     async fn read_many(&self, ask: Ask, asked: &Asked, shaper: Shaper) -> Result<Reply, Status> {
         let query = query_of(&ask, asked)?;
+        if ask.resource.measured {
+            return match (asked.attributes.verb.as_str(), &self.metrics) {
+                ("list", Some(metrics)) => {
+                    let list = metrics.list(&self.api, &ask, &query).await;
+                    Ok(json_reply(StatusCode::OK, &shaper.list(&ask, &list)))
+                }
+                ("list", None) => Err(Status::new(503, "ServiceUnavailable", super::nodes::NO_NODES)),
+                _ => Err(Status::method_not_allowed()),
+            };
+        }
         if asked.attributes.verb == "list" {
             let list = self.api.list(&ask, &query).await?;
             return Ok(json_reply(StatusCode::OK, &shaper.list(&ask, &list)));

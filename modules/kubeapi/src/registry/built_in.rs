@@ -9,6 +9,7 @@ pub(super) fn table() -> Vec<Resource> {
     all.extend(workloads());
     all.extend(others());
     all.extend(reviews());
+    all.extend(measurements());
     all
 }
 
@@ -185,6 +186,16 @@ fn reviews() -> Vec<Resource> {
     ]
 }
 
+fn measurements() -> Vec<Resource> {
+    let measured = |kind, plural| {
+        let mut resource = resource(crate::metrics::GROUP, "v1beta1", kind, plural);
+        resource.measured = true;
+        // As metrics-server names them.
+        resource.singular(&plural[..plural.len() - 1])
+    };
+    vec![measured("NodeMetrics", "nodes").cluster(), measured("PodMetrics", "pods")]
+}
+
 fn resource(group: &str, version: &str, kind: &str, plural: &str) -> Resource {
     Resource {
         group: group.to_owned(),
@@ -204,6 +215,7 @@ fn resource(group: &str, version: &str, kind: &str, plural: &str) -> Resource {
         fields: vec!["metadata.name".to_owned(), "metadata.namespace".to_owned()],
         generation: false,
         review: false,
+        measured: false,
         returns_deleted: false,
         custom: None,
         stored_as: None,

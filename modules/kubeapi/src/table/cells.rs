@@ -36,6 +36,13 @@ pub(crate) fn cells_of(resource: &Resource, object: &Value) -> Vec<Value> {
                 selector,
             ]
         }
+        ("metrics.k8s.io", "nodes") => {
+            let text = |path| json!(json::text(object, path));
+            vec![name, text("usage.cpu"), text("usage.memory"), text("window")]
+        }
+        ("metrics.k8s.io", "pods") => {
+            vec![name, json!(json::list(object, "containers").len()), json!(json::text(object, "window"))]
+        }
         ("apps", "replicasets") => vec![
             name,
             number("spec.replicas"),

@@ -58,13 +58,13 @@ metadata: {name: v3}
 spec: {open: true}
 ";
 
-struct Kubectl<'a> {
+pub(crate) struct Kubectl<'a> {
     server: &'a TestServer,
     folder: tempfile::TempDir,
 }
 
 impl<'a> Kubectl<'a> {
-    fn new(server: &'a TestServer) -> Self {
+    pub(crate) fn new(server: &'a TestServer) -> Self {
         Self { server, folder: tempfile::tempdir().unwrap() }
     }
 
@@ -93,7 +93,7 @@ impl<'a> Kubectl<'a> {
     }
 
     /// What it prints when it succeeds.
-    async fn ok(&self, arguments: &str) -> String {
+    pub(crate) async fn ok(&self, arguments: &str) -> String {
         let output = self.output(arguments).await;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(
@@ -114,7 +114,7 @@ impl<'a> Kubectl<'a> {
 
 /// Whether a kubectl is installed that reads OpenAPI v3. Debian has none, and no package archive that a
 /// test may add; `tests/deps` says so where it is missing.
-async fn is_installed() -> bool {
+pub(crate) async fn is_installed() -> bool {
     let version = Command::new("kubectl").args(["version", "--client", "-o", "json"]).output().await;
     let said: Value =
         version.ok().and_then(|out| serde_json::from_slice(&out.stdout).ok()).unwrap_or_default();

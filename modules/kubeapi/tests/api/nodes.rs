@@ -130,7 +130,14 @@ impl StandIn {
                 let switch = Response::builder().status(101).header("connection", "Upgrade");
                 switch.header("upgrade", "SPDY/3.1").body(whole("")).unwrap()
             }
-            "/stats/summary" => answer(200, whole("{}")),
+            "/stats/summary" => {
+                let used = json!({"cpu": {"time": "2026-01-02T03:04:05Z", "usageNanoCores": 250_000_000_u64},
+                    "memory": {"workingSetBytes": 64 << 20}});
+                let mut container = used.clone();
+                container["name"] = json!("c");
+                let pod = json!({"podRef": {"namespace": "default", "name": "p"}, "containers": [container]});
+                answer(200, whole(&json!({"node": used, "pods": [pod]}).to_string()))
+            }
             _ => answer(404, whole("no such path")),
         })
     }
@@ -192,7 +199,7 @@ async fn what_a_container_wrote_comes_from_its_node_and_a_refusal_as_a_status() 
     let (code, said) = server.ask("GET", &pod("log"), None).await;
     assert_eq!(code, 400, "{said}");
     let (code, said) = server.ask("GET", "/api/v1/nodes/edge-1/proxy/stats/summary?x=1", None).await;
-    assert_eq!((code, said), (200, json!({})));
+    assert_eq!((code, &said["pods"][0]["podRef"]["name"]), (200, &json!("p")));
     let (code, _) = server.ask("PUT", &pod("log?container=c"), None).await;
     assert_eq!(code, 405);
     node.until_none_is_open().await;
@@ -321,5 +328,44 @@ async fn a_websocket_needs_the_right_to_create_and_a_protocol_that_runtimes_spea
     let (code, said) = ask("Bearer admin-token", "v5.channel.k8s.io").await;
     assert_eq!(code, 400, "{said}");
     assert!(asks.try_recv().is_err(), "the node was not asked");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_nodes_and_pods_use_is_asked_of_those_that_answer_and_once() {
+    let (nodes, _node, mut asks) = StandIns::new();
+    let server = TestServer::with(Vec::new(), Some(nodes)).await;
+    for node in ["edge-1", "edge-9"] {
+        super::workloads::node(&server, node).await;
+    }
+    with_pod(&server, "p", "edge-1").await;
+    with_pod(&server, "q", "edge-9").await;
+    let group = "/apis/metrics.k8s.io/v1beta1";
+    super::semantics::until(async || {
+        let (code, listed) = server.ask("GET", &format!("{group}/nodes"), None).await;
+        code == 200 && listed["items"].as_array().unwrap().len() == 1
+    })
+    .await;
+    let (_, listed) = server.ask("GET", &format!("{group}/nodes?labelSelector=zone%3Dedge-1"), None).await;
+    assert_eq!(listed["kind"], "NodeMetricsList");
+    assert_eq!(listed["items"][0]["usage"], json!({"cpu": "250000000n", "memory": "65536Ki"}));
+    assert_eq!(listed["items"][0]["metadata"]["labels"]["zone"], "edge-1");
+    let (_, listed) = server.ask("GET", &format!("{group}/pods"), None).await;
+    assert_eq!(listed["items"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(listed["items"][0]["containers"][0]["name"], "c");
+    let one = format!("{group}/namespaces/default/pods");
+    assert_eq!(server.ask("GET", &format!("{one}/p"), None).await.1["kind"], "PodMetrics");
+    assert_eq!(server.ask("GET", &format!("{one}/q"), None).await.0, 404);
+    assert_eq!(server.ask("POST", &one, Some(&json!({}))).await.0, 405);
+    assert!(asks.recv().await.unwrap().starts_with("GET /stats/summary"));
+    assert!(asks.try_recv().is_err(), "one answer serves everybody for a while");
+
+    if super::kubectl::is_installed().await {
+        let kubectl = super::kubectl::Kubectl::new(&server);
+        let top = kubectl.ok("top node").await;
+        assert!(top.contains("edge-1") && top.contains("250m") && top.contains("64Mi"), "{top}");
+        let top = kubectl.ok("top pod").await;
+        assert!(top.contains("p ") && top.contains("250m"), "{top}");
+    }
     server.stop().await;
 }
