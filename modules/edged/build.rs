@@ -2,8 +2,9 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/cri.proto", "proto/containerd.proto"], ["proto"])
-        .expect("the interfaces compile");
+    let files =
+        protox::compile(["proto/cri.proto", "proto/containerd.proto", "proto/health.proto"], ["proto"])
+            .expect("the interfaces compile");
     tonic_prost_build::configure()
         .build_server(false)
         .compile_fds(files)
