@@ -17,6 +17,8 @@ use edged::{
 };
 use tokio::time::timeout;
 
+mod what_pods_ask_for;
+
 /// How long anything in here may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BUSYBOX: &str = "octobus.test/busybox:1";

@@ -68,8 +68,15 @@ impl Volumes {
         Self { settings, settled: Mutex::default() }
     }
 
-    /// Makes every volume of a pod that is not there. Before its sandbox.
+    /// Makes the folder of a pod and every volume that is not there. Before its sandbox, and before anything else
+    /// is made for it: as long as the folder stands, there is something to tear down.
     pub fn set_up(&self, pod: &Pod, objects: &Objects) -> Result<(), VolumeError> {
+        let folder = self.folder(pod).and_then(|folder| {
+            fs::create_dir_all(&folder).map_err(said)?;
+            // Who has an account on the machine does not see what pods are shown.
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o750)).map_err(said)
+        });
+        folder.map_err(|why| VolumeError { volume: String::new(), why })?;
         self.each(pod, |volume| self.set_up_one(pod, volume, objects)).map(|_| ())
     }
 

@@ -244,6 +244,7 @@ fn an_empty_folder_is_for_everybody_and_keeps_what_was_put_into_it() {
     let pod = with(json!([{"name": "v", "emptyDir": {}}]));
     bench.volumes.set_up(&pod, &Objects::default()).expect("set up");
     assert_eq!(bench.mode("kubernetes.io~empty-dir/v"), 0o777);
+    assert_eq!(bench.mode(".."), 0o750, "for pods, not for accounts of the machine");
     let at = bench.pod_folder().join("volumes/kubernetes.io~empty-dir/v");
     fs::write(at.join("kept"), "x").expect("written");
     fs::set_permissions(&at, fs::Permissions::from_mode(0o700)).expect("set by a container");
