@@ -31,12 +31,13 @@ use std::{
     time::Duration,
 };
 
+use broker::{Tasks, clock::every};
 use futures_util::{StreamExt as _, stream};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tokio::{
     process::Command,
-    task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -86,7 +87,8 @@ pub struct Containerd {
     importer: Importer,
     /// Cancelled by [`Containerd::stop`], and when this is dropped.
     ending: CancellationToken,
-    supervisor: JoinHandle<Option<Process>>,
+    /// Gives the process back, if there is one, once it is ending.
+    supervisor: oneshot::Receiver<Option<Process>>,
 }
 
 impl Containerd {
@@ -130,7 +132,13 @@ impl Containerd {
             import_pause(&layout, &importer, &runtime).await?;
         }
         let ending = CancellationToken::new();
-        let supervisor = tokio::spawn(supervise(process, layout.clone(), installed, ending.clone()));
+        let (give_back, supervisor) = oneshot::channel();
+        let supervised = supervise(process, layout.clone(), installed, ending.clone());
+        // It ends with this value, by the token: nobody else has to stop it.
+        Tasks::new().spawn("containerd", async move {
+            // Nobody takes it back if this value was dropped: it is left running.
+            drop(give_back.send(supervised.await));
+        });
         Ok(Self { layout, runtime, importer, ending, supervisor })
     }
 
@@ -298,8 +306,7 @@ async fn supervise(
     ending: CancellationToken,
 ) -> Option<Process> {
     let mut backoff = BACKOFF_MIN;
-    let mut log_beat = interval(LOG_BEAT);
-    log_beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut log_beat = every(LOG_BEAT);
     loop {
         let how = tokio::select! {
             () = ending.cancelled() => return Some(process),

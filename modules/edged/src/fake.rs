@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use broker::Tasks;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
@@ -234,7 +235,8 @@ impl Fake {
     fn end_after(&self, id: String, after: Duration, code: i32, oom: bool) {
         let end = Instant::now() + after;
         let state = Arc::clone(&self.state);
-        tokio::spawn(async move {
+        // It ends by itself, at the latest when the test's runtime does.
+        Tasks::new().spawn("container of the fake runtime", async move {
             sleep_until(end).await;
             state.lock().expect("no panic under this lock").ended(&id, code, oom);
         });

@@ -1,18 +1,12 @@
 //! containerd as a process that outlives its parent: an agent that starts finds the one of the agent before.
 
-use std::{
-    fs, io,
-    os::fd::OwnedFd,
-    path::Path,
-    process::Stdio,
-    time::{Duration, Instant},
-};
+use std::{fs, io, os::fd::OwnedFd, path::Path, process::Stdio, time::Duration};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::{
     net::unix::pipe,
     process::{Child, Command},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use super::{config::Layout, install::Installed};

@@ -6,12 +6,10 @@
 
 use std::{future::Future, time::Duration};
 
+use broker::{Tasks, clock::every};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use prost::Message as _;
-use tokio::{
-    sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep},
-};
+use tokio::{sync::mpsc, time::sleep};
 use tonic::{Code, Streaming};
 
 use super::{ANSWER_BYTES_MAX, Socket};
@@ -40,7 +38,8 @@ pub(super) async fn subscribe(socket: &Socket) -> Result<mpsc::Receiver<Hint>, R
     socket.version().await?;
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
     let socket = socket.clone();
-    tokio::spawn(async move {
+    // It ends with the connection and with the receiver: nobody has to stop it.
+    Tasks::new().spawn("hints of the container runtime", async move {
         let hints = Hints(sender);
         tokio::select! {
             () = hints.0.closed() => {}
@@ -167,8 +166,7 @@ async fn shown_running(socket: &Socket, id: &str) -> bool {
 
 /// Says nothing for as long as the runtime answers.
 async fn silence<F: Future<Output = bool>>(alive: impl Fn() -> F) {
-    let mut beat = interval(BEAT);
-    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beat = every(BEAT);
     loop {
         beat.tick().await;
         if !alive().await {
