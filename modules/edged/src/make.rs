@@ -14,7 +14,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use crate::{cgroups::Layout, env, quantity::Resources, runtime::cri};
 
@@ -80,6 +80,7 @@ impl ConfigError {
 /// What the runtime is told of a pod's sandbox. `attempt` counts the sandboxes of this pod.
 pub fn sandbox(pod: &Pod, settings: &Settings, attempt: u32) -> Result<cri::PodSandboxConfig, ConfigError> {
     let spec = spec(pod).map_err(ConfigError::sandbox)?;
+    refuse_what_is_not_here(spec).map_err(ConfigError::sandbox)?;
     let on_host = spec.host_network == Some(true);
     let metadata = &pod.metadata;
     let mut labels = metadata.labels.clone().unwrap_or_default();
@@ -109,6 +110,25 @@ pub fn sandbox(pod: &Pod, settings: &Settings, attempt: u32) -> Result<cri::PodS
     })
 }
 
+/// What would isolate a pod better than this node can: it is refused and not left out, since who asks for it would
+/// take it for given.
+fn refuse_what_is_not_here(spec: &PodSpec) -> Result<(), String> {
+    let class = spec.runtime_class_name.as_deref().unwrap_or_default();
+    if !class.is_empty() {
+        return Err(format!(
+            "failed to get sandbox runtime: RuntimeClass \"{class}\" is not known to this node"
+        ));
+    }
+    if spec.host_users == Some(false) {
+        return Err("user namespaces are not supported by this node".to_owned());
+    }
+    let policy = spec.security_context.as_ref().and_then(|own| own.supplemental_groups_policy.as_deref());
+    if policy == Some("Strict") {
+        return Err("SupplementalGroupsPolicy=Strict is not supported by this node".to_owned());
+    }
+    Ok(())
+}
+
 /// What a container is made of besides its own words.
 #[derive(Debug)]
 pub struct Inputs<'a> {
@@ -130,6 +150,14 @@ pub fn container(
     inputs: Inputs<'_>,
 ) -> Result<cri::ContainerConfig, ConfigError> {
     let Inputs { attempt, image, envs, mounts } = inputs;
+    if container
+        .resources
+        .as_ref()
+        .and_then(|all| all.claims.as_ref())
+        .is_some_and(|claims| !claims.is_empty())
+    {
+        return Err(ConfigError::container("resource claims are not supported by this node".to_owned()));
+    }
     let linux = cri::LinuxContainerConfig {
         resources: Some(resources::of_container(pod, container, settings)),
         security_context: Some(security::container(pod, container, settings, image)?),
@@ -201,7 +229,7 @@ pub fn is_sidecar(init: &Container) -> bool {
     init.restart_policy.as_deref() == Some("Always")
 }
 
-fn spec(pod: &Pod) -> Result<&k8s_openapi::api::core::v1::PodSpec, String> {
+fn spec(pod: &Pod) -> Result<&PodSpec, String> {
     pod.spec.as_ref().ok_or_else(|| format!("pod {} has no spec", names::in_words(pod)))
 }
 

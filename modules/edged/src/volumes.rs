@@ -183,6 +183,9 @@ impl Volumes {
         attempt: u32,
         pod_ips: &[String],
     ) -> Result<Vec<cri::Mount>, ConfigError> {
+        if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+            return Err(ConfigError::container("block devices are not supported by this node".to_owned()));
+        }
         let mut all = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
             all.push(self.mount(pod, container, envs, index, mount).map_err(ConfigError::container)?);
@@ -245,6 +248,13 @@ impl Volumes {
             })?;
             target
         };
+        // Refused and not left out, as kubelet does where the runtime cannot.
+        if mount.recursive_read_only.as_deref() == Some("Enabled") {
+            return Err(format!(
+                "recursive read-only mount of \"{}\" is not supported by this node",
+                mount.name
+            ));
+        }
         let inside = if mount.mount_path.starts_with('/') {
             mount.mount_path.clone()
         } else {
@@ -260,10 +270,8 @@ impl Volumes {
             Some("Bidirectional") => cri::MountPropagation::PropagationBidirectional,
             _ => cri::MountPropagation::PropagationPrivate,
         };
-        let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled"));
         Ok(cri::Mount {
             propagation: propagation.into(),
-            recursive_read_only: recursive,
             ..plain(&inside, &host, mount.read_only == Some(true) || is_shown)
         })
     }

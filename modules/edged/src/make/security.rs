@@ -52,13 +52,6 @@ fn groups(context: Option<&PodSecurityContext>) -> Vec<i64> {
     of_files.into_iter().chain(more).collect()
 }
 
-fn groups_policy(context: Option<&PodSecurityContext>) -> i32 {
-    match context.and_then(|context| context.supplemental_groups_policy.as_deref()) {
-        Some("Strict") => cri::SupplementalGroupsPolicy::Strict.into(),
-        _ => cri::SupplementalGroupsPolicy::Merge.into(),
-    }
-}
-
 /// The sandbox's own process needs nothing, so it gets the tighter profile of system calls whatever the pod says.
 pub(super) fn sandbox(spec: &PodSpec) -> cri::LinuxSandboxSecurityContext {
     let context = spec.security_context.as_ref();
@@ -72,7 +65,6 @@ pub(super) fn sandbox(spec: &PodSpec) -> cri::LinuxSandboxSecurityContext {
         run_as_group: context.and_then(|context| context.run_as_group).map(int),
         readonly_rootfs: false,
         supplemental_groups: groups(context),
-        supplemental_groups_policy: groups_policy(context),
         privileged,
         seccomp: Some(profile(cri::security_profile::ProfileType::RuntimeDefault, "")),
         ..cri::LinuxSandboxSecurityContext::default()
@@ -118,7 +110,6 @@ pub(super) fn container(
         run_as_group: group.map(int),
         readonly_rootfs: own.is_some_and(|own| own.read_only_root_filesystem == Some(true)),
         supplemental_groups: groups(of_pod),
-        supplemental_groups_policy: groups_policy(of_pod),
         no_new_privs: own.and_then(|own| own.allow_privilege_escalation) == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READ_ONLY),

@@ -136,6 +136,26 @@ fn ports_of_lasting_containers_are_mapped_once() {
     assert_eq!(found, [(cri::Protocol::Tcp, 2, 3, ""), (cri::Protocol::Udp, 80, 8080, "127.0.0.1")]);
 }
 
+/// Who asks for more isolation than there is must not get less without being told.
+#[test]
+fn what_this_node_cannot_give_is_refused() {
+    for (spec, why) in [
+        (json!({"runtimeClassName": "gvisor"}), "RuntimeClass \"gvisor\" is not known to this node"),
+        (json!({"hostUsers": false}), "user namespaces are not supported by this node"),
+        (
+            json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}}),
+            "SupplementalGroupsPolicy=Strict is not supported by this node",
+        ),
+    ] {
+        let mut spec = spec;
+        spec["containers"] = json!([]);
+        let error = sandbox(&pod(spec), &settings(), 0).expect_err(why);
+        assert!(error.message.ends_with(why), "{}", error.message);
+    }
+    let claims = pod(json!({"containers": [{"name": "c", "resources": {"claims": [{"name": "gpu"}]}}]}));
+    made(&claims, &cri::Image::default()).expect_err("claims");
+}
+
 #[test]
 fn sysctls_are_named_with_dots() {
     let pod = pod(json!({"containers": [], "securityContext": {"sysctls": [

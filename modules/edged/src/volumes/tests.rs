@@ -372,6 +372,21 @@ fn a_container_that_mounts_what_the_pod_has_not_is_refused() {
     assert_eq!(error.message, "cannot find volume \"v\" to mount into container \"c\"");
 }
 
+#[test]
+fn mounts_that_this_node_cannot_make_are_refused() {
+    let bench = Bench::new();
+    for container in [
+        json!({"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled"}]}),
+        json!({"name": "c", "volumeDevices": [{"name": "v", "devicePath": "/dev/v"}]}),
+    ] {
+        let pod =
+            fixture::pod(json!({"containers": [container], "volumes": [{"name": "v", "emptyDir": {}}]}));
+        bench.volumes.set_up(&pod, &Objects::default()).expect("set up");
+        let error = bench.volumes.mounts(&pod, container_of(&pod), &[], 0, &[]).expect_err("refused");
+        assert!(error.message.ends_with("not supported by this node"), "{}", error.message);
+    }
+}
+
 fn with_part(mount: Value) -> Pod {
     let mut mount = mount;
     mount["name"] = json!("v");
