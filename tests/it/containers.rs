@@ -17,6 +17,7 @@ use edged::{
 };
 use tokio::time::timeout;
 
+mod through_the_server;
 mod what_pods_ask_for;
 
 /// How long anything in here may take.
