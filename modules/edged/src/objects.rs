@@ -12,7 +12,7 @@ pub struct Objects {
     pub config_maps: BTreeMap<String, Arc<ConfigMap>>,
     /// By name, opened.
     pub secrets: BTreeMap<String, Arc<Secret>>,
-    /// Tokens of the pod's service account, by the name of the volume that shows them.
+    /// Tokens of the pod's service account, by [`token_name`].
     pub tokens: BTreeMap<String, Arc<Token>>,
 }
 
@@ -39,8 +39,15 @@ pub struct References {
     pub config_maps: BTreeMap<String, bool>,
     /// Names of secrets. Secrets for pulling images are optional: kubelet tries without them.
     pub secrets: BTreeMap<String, bool>,
-    /// Names of volumes that show a token.
+    /// See [`token_name`].
     pub tokens: BTreeMap<String, bool>,
+}
+
+/// What a token is called behind its pod's name and a dot: the first of a volume as the volume, each further one
+/// with its path there.
+#[must_use]
+pub fn token_name(volume: &str, before: usize, path: &str) -> String {
+    if before == 0 { volume.to_owned() } else { format!("{volume}.{}", path.replace('/', ".")) }
 }
 
 /// What this pod names.
@@ -61,8 +68,13 @@ pub fn references(pod: &Pod) -> References {
         if let Some(source) = &volume.secret {
             note(&mut found.secrets, source.secret_name.as_deref().unwrap_or_default(), source.optional);
         }
+        let mut tokens = 0;
         for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
-            found.of_projection(&volume.name, source);
+            found.of_projection(source);
+            if let Some(token) = &source.service_account_token {
+                note(&mut found.tokens, &token_name(&volume.name, tokens, &token.path), None);
+                tokens += 1;
+            }
         }
     }
     found
@@ -88,15 +100,12 @@ impl References {
         }
     }
 
-    fn of_projection(&mut self, volume: &str, source: &VolumeProjection) {
+    fn of_projection(&mut self, source: &VolumeProjection) {
         if let Some(source) = &source.config_map {
             note(&mut self.config_maps, &source.name, source.optional);
         }
         if let Some(source) = &source.secret {
             note(&mut self.secrets, &source.name, source.optional);
-        }
-        if source.service_account_token.is_some() {
-            note(&mut self.tokens, volume, None);
         }
     }
 }
@@ -132,6 +141,7 @@ mod tests {
                 {"name": "c", "projected": {"sources": [
                     {"configMap": {"name": "five"}}, {"secret": {"name": "six"}},
                     {"serviceAccountToken": {"path": "token"}},
+                    {"serviceAccountToken": {"path": "for/vault", "audience": "vault"}},
                 ]}},
             ],
         }));
@@ -148,6 +158,6 @@ mod tests {
             names(&found.secrets),
             owned(&[("four", false), ("pull", true), ("six", false), ("three", true), ("two", false)])
         );
-        assert_eq!(names(&found.tokens), owned(&[("c", false)]));
+        assert_eq!(names(&found.tokens), owned(&[("c", false), ("c.for.vault", false)]));
     }
 }

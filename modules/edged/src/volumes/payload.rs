@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use crate::{
     env,
     make::{Settings, names},
-    objects::Objects,
+    objects::{Objects, token_name},
 };
 
 const MODE: i32 = 0o644;
@@ -186,6 +186,7 @@ fn projected(
 ) -> Result<Files, String> {
     let mode = projected.default_mode;
     let mut files = Files::new();
+    let mut tokens = 0;
     for source in projected.sources.iter().flatten() {
         if let Some(source) = &source.config_map {
             files.extend(config_map(objects, &source.name, source.items.as_deref(), source.optional, mode)?);
@@ -197,7 +198,9 @@ fn projected(
             files.extend(downward(pod, source.items.as_deref().unwrap_or_default(), mode, settings)?);
         }
         if let Some(source) = &source.service_account_token {
-            files.insert(source.path.clone(), token(pod, volume, source, mode, objects)?);
+            let name = token_name(volume, tokens, &source.path);
+            files.insert(source.path.clone(), token(pod, &name, source, mode, objects)?);
+            tokens += 1;
         }
         if source.cluster_trust_bundle.is_some() {
             return Err("ClusterTrustBundle projection is not supported on this node".to_owned());
@@ -208,7 +211,7 @@ fn projected(
 
 fn token(
     pod: &Pod,
-    volume: &str,
+    name: &str,
     source: &ServiceAccountTokenProjection,
     mode: Option<i32>,
     objects: &Objects,
@@ -220,7 +223,7 @@ fn token(
         token.pod_uid == uid && (audience.is_empty() || token.audience == audience)
     };
     let found =
-        objects.tokens.get(volume).filter(fits).ok_or("failed to fetch token: it has not arrived yet")?;
+        objects.tokens.get(name).filter(fits).ok_or("failed to fetch token: it has not arrived yet")?;
     let user = common_user(pod);
     let group =
         pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()).and_then(|own| own.fs_group);

@@ -239,6 +239,23 @@ fn a_token_for_an_earlier_pod_of_the_name_is_not_shown() {
 }
 
 #[test]
+fn each_token_of_a_volume_is_its_own() {
+    let bench = Bench::new();
+    let sources = json!([
+        {"serviceAccountToken": {"path": "token"}},
+        {"serviceAccountToken": {"path": "for/vault", "audience": "vault"}},
+    ]);
+    let pod = with(json!([{"name": "api", "projected": {"sources": sources}}]));
+    let mut objects = objects();
+    bench.volumes.set_up(&pod, &objects).expect_err("one of them has not arrived");
+    let vault = Token { audience: "vault".into(), token: "other".into(), ..(*objects.tokens["api"]).clone() };
+    objects.tokens.insert("api.for.vault".into(), Arc::new(vault));
+    bench.volumes.set_up(&pod, &objects).expect("set up");
+    assert_eq!(bench.read("kubernetes.io~projected/api/token"), "jwt");
+    assert_eq!(bench.read("kubernetes.io~projected/api/for/vault"), "other");
+}
+
+#[test]
 fn an_empty_folder_is_for_everybody_and_keeps_what_was_put_into_it() {
     let bench = Bench::new();
     let pod = with(json!([{"name": "v", "emptyDir": {}}]));
