@@ -309,6 +309,77 @@ async fn containers_outlive_the_agent_and_containerd() {
     node.stop().await;
 }
 
+/// What the machine's end does to one node: every process of it is gone, and what was not on disk.
+fn reboot(node: &mut Node) {
+    let run = node.run_folder();
+    drop(node.containerd.take());
+    let process = fs::read_to_string(run.join("process")).unwrap();
+    let mut ends: Vec<i32> = vec![process.split(' ').next().unwrap().parse().unwrap()];
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let processes: Vec<i32> =
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let read = |pid: &i32, file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let is_shim = |pid: &&i32| {
+        let line = String::from_utf8_lossy(&read(pid, "cmdline")).into_owned();
+        line.contains(run.to_str().unwrap())
+    };
+    ends.extend(processes.iter().filter(is_shim));
+    // Parents before their children: nobody notes how they ended.
+    let mut at = 0;
+    while at < ends.len() {
+        let parent = format!("PPid:\t{}\n", ends[at]);
+        let of_parent = |pid: &&i32| String::from_utf8_lossy(&read(pid, "status")).contains(&parent);
+        let children: Vec<i32> = processes.iter().filter(of_parent).copied().collect();
+        ends.extend(children.into_iter().filter(|child| !ends.contains(child)).collect::<Vec<_>>());
+        at += 1;
+    }
+    for pid in &ends {
+        let pid = rustix::process::Pid::from_raw(*pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
+    }
+    for pid in &ends {
+        // It is gone, or a shadow that nobody has reaped yet.
+        while !read(pid, "cmdline").is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let below = [run.to_str().unwrap(), node.folder.path().to_str().unwrap()];
+    let mounts: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
+    for mount in mounts.iter().rev().filter(|mount| below.iter().any(|below| mount.starts_with(below))) {
+        rustix::mount::unmount(*mount, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    fs::remove_dir_all(run).unwrap();
+}
+
+#[tokio::test]
+async fn after_a_reboot_the_runtime_knows_its_pods_and_runs_them_again() {
+    if !able() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("one").run().await;
+    let id = pod.container("main", "sleep 1000").await;
+    reboot(&mut node);
+    node.start_again().await;
+    let runtime = node.runtime();
+    let status = runtime.container_status(&id).await.unwrap();
+    assert_eq!(status.state(), cri::ContainerState::ContainerExited, "{status:?}");
+    let sandbox = runtime.sandbox_status(&pod.sandbox).await.unwrap();
+    assert_eq!(sandbox.state(), cri::PodSandboxState::SandboxNotready, "{sandbox:?}");
+    let mut again = node.pod("one");
+    again.config.metadata.clone_from(&pod.config.metadata);
+    again.config.metadata.as_mut().unwrap().attempt = 1;
+    let again = again.run().await;
+    let running = again.container("again", "sleep 1000").await;
+    runtime.stop_sandbox(&pod.sandbox).await.unwrap();
+    runtime.remove_sandbox(&pod.sandbox).await.unwrap();
+    let status = runtime.container_status(&running).await.unwrap();
+    assert_eq!(status.state(), cri::ContainerState::ContainerRunning, "the new pod is not the old one");
+    assert_eq!(runtime.sandboxes().await.unwrap().len(), 1);
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn two_nodes_on_one_machine_do_not_meet() {
     if !able() {

@@ -199,7 +199,7 @@ impl Runtime for Socket {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let answer = ask!(self.runtime, create_container, CHANGE, request);
+        let answer = Box::pin(ask!(self.runtime, create_container, CHANGE, request));
         Box::pin(async { Ok(answer.await?.container_id) })
     }
 

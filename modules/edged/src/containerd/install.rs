@@ -116,7 +116,8 @@ fn search_path(mut path: String) -> String {
 fn find_in(path: &str, plugin_folders: &[PathBuf]) -> Result<Installed, StartError> {
     let mut missing = Vec::new();
     let mut program = |program: &'static str, package: &'static str| {
-        let found = path.split(':').map(|folder| Path::new(folder).join(program)).find(is_program);
+        let found =
+            path.split(':').map(|folder| Path::new(folder).join(program)).find(|path| is_program(path));
         found.unwrap_or_else(|| {
             missing.push(Missing { program, package });
             PathBuf::new()
@@ -147,7 +148,7 @@ fn find_in(path: &str, plugin_folders: &[PathBuf]) -> Result<Installed, StartErr
     }
 }
 
-fn is_program(path: &PathBuf) -> bool {
+fn is_program(path: &Path) -> bool {
     path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
