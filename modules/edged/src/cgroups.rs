@@ -18,7 +18,7 @@ use crate::{
     make::{
         names,
         qos::{Qos, qos},
-        resources::{Declared, PERIOD, SHARES_MIN, pod_requests, quota, shares},
+        resources::{Declared, PERIOD, SHARES_MAX, SHARES_MIN, pod_requests, quota, shares},
     },
     quantity::Milli,
 };
@@ -178,7 +178,7 @@ impl Layout {
             Qos::Guaranteed | Qos::Burstable => shares(requests.get("cpu").copied().unwrap_or_default()),
         };
         match &self.mounts {
-            Mounts::None => Ok(()),
+            Mounts::None => {}
             Mounts::Split(_) => {
                 if let Some(root) = self.of_controller("cpu") {
                     let at = root.join(group);
@@ -188,9 +188,6 @@ impl Layout {
                         fs::write(at.join("cpu.cfs_period_us"), PERIOD.to_string())?;
                         fs::write(at.join("cpu.cfs_quota_us"), quota(limit).to_string())?;
                     }
-                    if qos(pod) == Qos::BestEffort {
-                        fs::write(root.join(ROOT).join("besteffort/cpu.shares"), SHARES_MIN.to_string())?;
-                    }
                 }
                 if let Some(root) = self.of_controller("memory") {
                     let at = root.join(group);
@@ -199,7 +196,6 @@ impl Layout {
                         fs::write(at.join("memory.limit_in_bytes"), limit.units().to_string())?;
                     }
                 }
-                Ok(())
             }
             Mounts::Unified(root) => {
                 let at = root.join(group);
@@ -216,37 +212,43 @@ impl Layout {
                 if let Some(limit) = limits.memory {
                     fs::write(at.join("memory.max"), limit.units().to_string())?;
                 }
-                if qos(pod) == Qos::BestEffort {
-                    let class = root.join(ROOT).join("besteffort/cpu.weight");
-                    fs::write(class, unified_weight(SHARES_MIN).to_string())?;
-                }
-                Ok(())
             }
         }
+        self.balance()
     }
 
-    /// Gives the class of pods that ask for something the weight of what all of them ask for.
-    pub fn balance<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> io::Result<()> {
-        if self.driver == Driver::Systemd {
-            return Ok(());
-        }
-        let of_class = pods.filter(|pod| qos(pod) == Qos::Burstable);
-        let cpu = of_class.map(|pod| pod_requests(pod).get("cpu").copied().unwrap_or_default().0);
-        let weight = shares(Milli(cpu.sum()));
-        let class = Path::new(ROOT).join("burstable");
-        let (file, value) = match &self.mounts {
+    /// Gives the class of pods that ask for something the weight of all of them together, and all pods that of the
+    /// machine's processors. Read from what stands there, so that it is right whoever made the groups, and when.
+    fn balance(&self) -> io::Result<()> {
+        let (root, file) = match &self.mounts {
             Mounts::None => return Ok(()),
             Mounts::Split(_) => match self.of_controller("cpu") {
-                Some(root) => (root.join(class).join("cpu.shares"), weight),
+                Some(root) => (root.join(ROOT), "cpu.shares"),
                 None => return Ok(()),
             },
-            Mounts::Unified(root) => (root.join(class).join("cpu.weight"), unified_weight(weight)),
+            Mounts::Unified(root) => (root.join(ROOT), "cpu.weight"),
         };
-        match fs::write(file, value.to_string()) {
-            // No such pod was ever here.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
+        let is_unified = self.is_unified();
+        let write = |folder: &Path, shares: i64| {
+            let value = if is_unified { unified_weight(shares) } else { shares };
+            match fs::write(folder.join(file), value.to_string()) {
+                // No such pod was ever here.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                done => done,
+            }
+        };
+        let class = root.join("burstable");
+        let pods = fs::read_dir(&class).into_iter().flatten().flatten();
+        let pods = pods.filter(|entry| entry.file_name().to_string_lossy().starts_with("pod"));
+        // One may go while this is read.
+        let weights =
+            pods.filter_map(|pod| fs::read_to_string(pod.path().join(file)).ok()?.trim().parse().ok());
+        let together: i64 =
+            weights.map(|weight| if is_unified { shares_of_weight(weight) } else { weight }).sum();
+        write(&class, together.clamp(SHARES_MIN, SHARES_MAX))?;
+        write(&root.join("besteffort"), SHARES_MIN)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        write(&root, shares(Milli::whole(processors as u64)))
     }
 
     /// Removes every group of this pod. Fails while something runs in one.
@@ -257,7 +259,7 @@ impl Layout {
         for folder in self.classes() {
             remove_groups(&folder.join(format!("pod{uid}")))?;
         }
-        Ok(())
+        self.balance()
     }
 
     /// Uids of pods that have groups here.
@@ -301,6 +303,11 @@ impl Layout {
 /// Weight of version 2 for shares of version 1, as runtimes convert it.
 fn unified_weight(shares: i64) -> i64 {
     1 + ((shares - SHARES_MIN) * 9_999) / 262_142
+}
+
+/// The other way round.
+fn shares_of_weight(weight: i64) -> i64 {
+    SHARES_MIN + ((weight - 1) * 262_142) / 9_999
 }
 
 fn enable_controllers(group: &Path) -> io::Result<()> {
@@ -405,8 +412,7 @@ mod tests {
         assert_eq!(read(&format!("cpu/{at}/cpu.cfs_quota_us")), "25000");
         assert_eq!(read(&format!("cpu/{at}/cpu.cfs_period_us")), "100000");
         assert_eq!(read(&format!("memory/{at}/memory.limit_in_bytes")), "67108864");
-        layout.balance([&pod].into_iter()).expect("balanced");
-        assert_eq!(read("cpu/kubepods/burstable/cpu.shares"), "102");
+        assert_eq!(read("cpu/kubepods/burstable/cpu.shares"), "102", "of all its pods together");
 
         fs::create_dir_all(folder.path().join("systemd").join(at).join("container")).expect("a group");
         assert_eq!(layout.pods(), ["1-2-3".to_owned()].into());
@@ -423,5 +429,6 @@ mod tests {
     #[test]
     fn weights_convert_as_runtimes_convert_them() {
         assert_eq!([2, 1024, 262_144].map(unified_weight), [1, 39, 10_000]);
+        assert_eq!([1, 39, 10_000].map(shares_of_weight), [2, 998, 262_144]);
     }
 }

@@ -17,7 +17,8 @@ use crate::{
 pub(crate) const PERIOD: i64 = 100_000;
 /// The least that the kernel takes.
 pub(crate) const SHARES_MIN: i64 = 2;
-const SHARES_MAX: i64 = 262_144;
+/// The most.
+pub(crate) const SHARES_MAX: i64 = 262_144;
 const QUOTA_MIN: i64 = 1_000;
 /// Score of what must be killed last, and of what goes first.
 const SCORE_GUARANTEED: i64 = -997;
