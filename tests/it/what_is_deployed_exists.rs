@@ -211,6 +211,31 @@ fn units_are_sound_and_start_what_there_is() {
     }
 }
 
+#[test]
+fn a_node_that_runs_pods_sees_the_machine_as_their_runtime_does() {
+    let (unit, more) =
+        (text("deploy/systemd/octobus-edge.service"), text("deploy/systemd/octobus-edge-pods.conf"));
+    let names = |text: &str| -> BTreeSet<String> {
+        let names = text.lines().filter_map(|line| Some(line.split_once('=')?.0.to_owned()));
+        names.filter(|name| !name.starts_with('#')).collect()
+    };
+    let (hard, undone) = (names(&unit), names(&more));
+    // Each of these gives the node namespaces or rights of its own, in which mounts for pods would stay.
+    let walls = ["Protect", "Private", "Restrict", "NoNew", "CapabilityBounding", "SystemCallFilter", "User"];
+    for name in hard.iter().filter(|name| walls.iter().any(|wall| name.starts_with(wall))) {
+        assert!(undone.contains(name), "{name} still holds for a node that runs pods");
+    }
+    let files = folder();
+    let path = files.path().join("octobus-edge.service");
+    fs::write(&path, unit.replace("/usr/local/bin/octobus", binary("octobus").to_str().unwrap())).unwrap();
+    fs::create_dir(files.path().join("octobus-edge.service.d")).unwrap();
+    fs::write(files.path().join("octobus-edge.service.d/pods.conf"), more).unwrap();
+    if let Ok(ran) = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&path).output() {
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!said.contains("octobus-edge"), "{said}");
+    }
+}
+
 /// Names of metrics in an expression.
 fn metrics_in(expression: &str) -> impl Iterator<Item = &str> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
