@@ -43,7 +43,7 @@ pub struct Settings {
     pub cluster_dns: Vec<IpAddr>,
     /// Domain of the cluster; empty: none.
     pub cluster_domain: String,
-    /// The node's own resolver; see [`dns::read`].
+    /// The node's own resolver; see [`dns::of_host`].
     pub host_dns: cri::DnsConfig,
     /// Host and port of the API that pods are told of; none: they are told of none.
     pub api: Option<(String, u16)>,

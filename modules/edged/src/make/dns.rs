@@ -1,5 +1,7 @@
 //! The resolver of a pod: whose name servers it asks, and in which domains it searches.
 
+use std::net::IpAddr;
+
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{Settings, names};
@@ -29,6 +31,22 @@ pub fn read(text: &str) -> cri::DnsConfig {
         }
     }
     found
+}
+
+/// The machine's resolver as pods can use it. Where a resolver on the machine itself stands between (systemd-resolved
+/// at 127.0.0.53), no pod reaches that: its own servers are in a file of their own.
+#[must_use]
+pub fn of_host() -> cri::DnsConfig {
+    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+    first_for_pods(files.iter().filter_map(|file| std::fs::read_to_string(file).ok()))
+}
+
+/// The first that names a server which is not on the machine; else the first.
+fn first_for_pods(texts: impl Iterator<Item = String>) -> cri::DnsConfig {
+    let mut all: Vec<cri::DnsConfig> = texts.map(|text| read(&text)).collect();
+    let is_local = |server: &String| server.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    let useful = all.iter().position(|config| config.servers.iter().any(|server| !is_local(server)));
+    if all.is_empty() { cri::DnsConfig::default() } else { all.swap_remove(useful.unwrap_or(0)) }
 }
 
 pub(super) fn of_pod(pod: &Pod, settings: &Settings) -> cri::DnsConfig {
@@ -96,4 +114,33 @@ fn within_limits(mut config: cri::DnsConfig) -> cri::DnsConfig {
 fn keep_first(list: &mut Vec<String>) {
     let mut seen = std::collections::BTreeSet::new();
     list.retain(|one| seen.insert(one.clone()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_only_the_machine_reaches_is_not_given_to_pods() {
+        let servers = |texts: &[&str]| first_for_pods(texts.iter().map(|text| (*text).to_owned())).servers;
+        let (stub, real) = ("nameserver 127.0.0.53\n", "nameserver 192.0.2.1\nnameserver 192.0.2.2\n");
+        assert_eq!(servers(&[stub, real]), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(servers(&[real, stub]), ["192.0.2.1", "192.0.2.2"]);
+        assert_eq!(
+            servers(&[stub]),
+            ["127.0.0.53"],
+            "better than none: a pod on the host's network reaches it"
+        );
+        assert_eq!(servers(&[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_resolvers_file_is_read_as_resolvers_read_it() {
+        let config = read(
+            "# c\nnameserver 1.1.1.1 ; x\ndomain a.example\nsearch b.example. c.example .\noptions ndots:2 rotate\n",
+        );
+        assert_eq!(config.servers, ["1.1.1.1"]);
+        assert_eq!(config.searches, ["b.example", "c.example"], "the last one counts");
+        assert_eq!(config.options, ["ndots:2", "rotate"]);
+    }
 }
