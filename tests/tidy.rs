@@ -43,6 +43,7 @@ const NAMED_IN: [(&str, &[&str]); 19] = [
         &[
             "broker/src/link/identity",
             "cloudhub/src/ca",
+            "cloudhub/src/kubelet/access",
             "cloudhub/src/renew",
             "edgehub/src/identity",
             "modules/kubeapi/src/auth/certificate",

@@ -41,9 +41,10 @@ use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::cluster::Cluster;
 pub use self::cluster::{ClusterError, Source};
 use self::{
-    cluster::{CallError, Cluster},
+    cluster::CallError,
     mirror::Mirror,
     pod::Pod,
     source::Said,

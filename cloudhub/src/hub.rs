@@ -30,6 +30,7 @@ use broker::{
     store::OpenError,
     tasks::Drained,
 };
+use kubeapi::nodes::forward::Forwarder;
 use ops::{
     admin::{Admin, AdminError, AdminSocket, backup::Backups},
     config::{Config, kubernetes},
@@ -46,9 +47,10 @@ use crate::{
     admin,
     authorizer::Authorizer,
     bootstrap::{self, Bootstrap},
-    bridge,
+    bridge::{self, Cluster},
     ca::{Authority, AuthorityError, IssueError},
     fabric::{self, Administered},
+    kubelet::{self, Access, Kubelet, KubeletError, Places},
     nodes::{self, NodeLinks},
     registry::Registry,
     token::{self, CreateError, TokenRequest},
@@ -95,6 +97,9 @@ pub enum StartError {
     /// The way to it.
     #[error(transparent)]
     Bridge(#[from] bridge::ClusterError),
+    /// The kubelet endpoint.
+    #[error(transparent)]
+    Kubelet(#[from] KubeletError),
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -231,7 +236,7 @@ impl Hub {
     }
 
     async fn serve(&mut self, config: &Config, auth: Auth, sockets: Sockets) -> Result<(), StartError> {
-        let Sockets { nats, quic, websocket, bootstrap, kubernetes, admin } = sockets;
+        let Sockets { nats, quic, websocket, bootstrap, kubernetes, kubelet, admin } = sockets;
         let readiness = self.readiness.clone();
         let exporter = Exporter::new(Some(self.engine.handle.clone()), readiness.clone())
             .with_durability(engine::durability(config));
@@ -270,6 +275,9 @@ impl Hub {
             self.endpoints.kubernetes = Some(serving.address);
             self.endpoints.kubeconfig = Some(serving.kubeconfig);
         }
+        if let Some(kubelet) = kubelet {
+            Box::pin(self.serve_kubelet(config, nodes.clone(), kubelet)).await?;
+        }
         self.serve_bridge(config, &exporter).await?;
         if let Some(address) = config.listen.metrics {
             let listening = metrics::serve(address, &exporter, &self.fronts).await;
@@ -296,19 +304,41 @@ impl Hub {
         Ok(())
     }
 
+    /// The API server whose pods the nodes run.
+    fn api_server(&self, config: &Config) -> Option<bridge::Source> {
+        match (&config.kubernetes.cluster, &self.endpoints.kubeconfig) {
+            (Some(kubernetes::Cluster::Kubeconfig(path)), _) => Some(bridge::Source::File(path.clone())),
+            (Some(kubernetes::Cluster::Within), _) => Some(bridge::Source::InCluster),
+            (None, Some(own)) => Some(bridge::Source::File(own.clone())),
+            (None, None) => None,
+        }
+    }
+
+    /// What a kubelet serves, for all nodes.
+    async fn serve_kubelet(
+        &self,
+        config: &Config,
+        nodes: NodeLinks,
+        (listener, tls): (TcpListener, Arc<rustls::ServerConfig>),
+    ) -> Result<(), StartError> {
+        let Some(source) = self.api_server(config) else { return Ok(()) };
+        let kubelet = Kubelet {
+            access: Access::new(Cluster::open(&source, 1).await?),
+            places: Places { fabric: Arc::clone(&self.engine.fabric), registry: self.registry.clone() },
+            nodes: Forwarder::new(Arc::new(nodes), self.fronts.clone()),
+        };
+        self.fronts.spawn("kubelet endpoint", kubelet::serve(listener, tls, kubelet, self.fronts.clone()));
+        Ok(())
+    }
+
     /// The bridge to the hub's own API server, or to a cluster.
     async fn serve_bridge(&self, config: &Config, exporter: &Exporter) -> Result<(), StartError> {
-        let source = match (&config.kubernetes.cluster, &self.endpoints.kubeconfig) {
-            (Some(kubernetes::Cluster::Kubeconfig(path)), _) => bridge::Source::File(path.clone()),
-            (Some(kubernetes::Cluster::Within), _) => bridge::Source::InCluster,
-            (None, Some(own)) => bridge::Source::File(own.clone()),
-            (None, None) => return Ok(()),
-        };
+        let Some(source) = self.api_server(config) else { return Ok(()) };
         let options = bridge::Options {
             source,
             leases: config.kubernetes.cluster.is_some(),
             addresses: config.kubernetes.addresses.clone(),
-            port: None,
+            port: self.endpoints.kubelet.map(|at| at.port()),
             writes_per_second: config.kubernetes.writes_per_second,
             seal: None,
             tier: self.tier().to_owned(),
@@ -404,6 +434,7 @@ struct Sockets {
     websocket: Option<WebSocketListener>,
     bootstrap: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
     kubernetes: Option<TcpListener>,
+    kubelet: Option<(TcpListener, Arc<rustls::ServerConfig>)>,
     admin: AdminSocket,
 }
 
@@ -434,8 +465,17 @@ impl Sockets {
             None => None,
         };
         let kubernetes = listen_tcp("Kubernetes API", listen.kubernetes).await?;
+        let kubelet = match listen_tcp("kubelet", listen.kubelet).await? {
+            Some(listener) => {
+                let mut names = names(listen.kubelet);
+                names.extend(config.kubernetes.addresses.iter().cloned());
+                let identity = authority.issue_hub(replica, &names)?;
+                Some((listener, kubelet::tls(identity, config.kubernetes.client_ca.as_ref())?))
+            }
+            None => None,
+        };
         let admin = AdminSocket::bind(&listen.admin)?;
-        Ok(Self { nats, quic, websocket, bootstrap, kubernetes, admin })
+        Ok(Self { nats, quic, websocket, bootstrap, kubernetes, kubelet, admin })
     }
 
     fn endpoints(&self, config: &Config) -> Endpoints {
@@ -445,6 +485,7 @@ impl Sockets {
             quic: self.quic.as_ref().and_then(|listener| listener.local_addr().ok()),
             websocket: self.websocket.as_ref().and_then(|listener| listener.local_addr().ok()),
             bootstrap: self.bootstrap.as_ref().and_then(|(listener, _tls)| tcp(listener)),
+            kubelet: self.kubelet.as_ref().and_then(|(listener, _tls)| tcp(listener)),
             admin: Some(PathBuf::from(&config.listen.admin)),
             ..Endpoints::default()
         }

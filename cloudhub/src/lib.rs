@@ -8,6 +8,7 @@ pub mod ca;
 pub mod enrol;
 pub mod fabric;
 pub mod hub;
+pub mod kubelet;
 pub mod nodes;
 pub mod registry;
 pub mod renew;

@@ -61,7 +61,7 @@ pub enum ClusterError {
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum CallError {
+pub(crate) enum CallError {
     /// The server said no, with this code.
     #[error("{message} ({code})")]
     Refused { code: u16, message: String },
@@ -95,7 +95,7 @@ impl From<Error> for CallError {
 
 /// An API server. Cloning shares the connection, the budget and the counts.
 #[derive(Clone)]
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     client: Client,
     shared: Arc<Shared>,
 }
@@ -113,7 +113,7 @@ impl std::fmt::Debug for Cluster {
 
 impl Cluster {
     /// A client. Nothing is asked yet.
-    pub(super) async fn open(source: &Source, writes_per_second: u32) -> Result<Self, ClusterError> {
+    pub(crate) async fn open(source: &Source, writes_per_second: u32) -> Result<Self, ClusterError> {
         let mut config = match source {
             Source::File(path) => {
                 let wrong = |error: &dyn std::fmt::Display| ClusterError::Kubeconfig {
@@ -210,6 +210,24 @@ impl Cluster {
     /// Renewals of Leases are a line of their own: they are spread by who sends them.
     pub(super) async fn renew(&self, path: &str, patch: &Value) -> Result<Value, CallError> {
         self.call("patch", "leases", Method::PATCH, path, MERGE, patch.to_string().into_bytes()).await
+    }
+
+    /// Asks a question that is answered at once and leaves nothing behind: a review.
+    pub(crate) async fn review(
+        &self,
+        resource: &'static str,
+        path: &str,
+        question: &Value,
+    ) -> Result<Value, CallError> {
+        self.call(
+            "create",
+            resource,
+            Method::POST,
+            path,
+            "application/json",
+            question.to_string().into_bytes(),
+        )
+        .await
     }
 
     /// Deletes this very object; that it is gone already, or is another one by now, is well.

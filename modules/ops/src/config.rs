@@ -138,6 +138,8 @@ pub struct Listen {
     pub bootstrap: Option<SocketAddr>,
     /// The Kubernetes API of a single hub (dev, cloud).
     pub kubernetes: Option<SocketAddr>,
+    /// What a kubelet serves, for all nodes of a hub: logs, exec, metrics (dev, cloud).
+    pub kubelet: Option<SocketAddr>,
     /// The node's own API: what it has of Kubernetes, with or without a hub (dev, edge).
     pub api: Option<SocketAddr>,
     /// Health and metrics by plain HTTP: no secrets there, nothing can be changed.
@@ -248,6 +250,7 @@ const WEBSOCKET: Key = Key { path: "listen.websocket", env: "OCTOBUS_WEBSOCKET",
 const BOOTSTRAP: Key = Key { path: "listen.bootstrap", env: "OCTOBUS_BOOTSTRAP", flag: "--bootstrap" };
 const KUBERNETES: Key = Key { path: "listen.kubernetes", env: "OCTOBUS_KUBERNETES", flag: "--kubernetes" };
 const API: Key = Key { path: "listen.api", env: "OCTOBUS_API", flag: "--api" };
+const KUBELET: Key = Key { path: "listen.kubelet", env: "OCTOBUS_KUBELET", flag: "" };
 const METRICS: Key = Key { path: "listen.metrics", env: "OCTOBUS_METRICS", flag: "--metrics" };
 const ADMIN: Key = Key { path: "listen.admin", env: "OCTOBUS_ADMIN", flag: "--admin" };
 const USERS: Key = Key { path: "auth.users", env: "OCTOBUS_USERS", flag: "--users" };
@@ -331,6 +334,14 @@ impl Config {
             layers.mistake(place, what);
         }
         let serves = config.listen.kubernetes.is_some();
+        if config.listen.kubelet.is_some() && !serves && config.kubernetes.cluster.is_none() {
+            let what =
+                "an API server decides who may ask there: name a cluster (kubernetes.kubeconfig), or leave \
+                        this out"
+                    .to_owned();
+            let place = layers.name(KUBELET);
+            layers.mistake(place, what);
+        }
         kubernetes::check(&config.kubernetes, serves, config.fabric.is_some(), &mut layers);
         layers.finish()?;
         Ok(config)
@@ -374,6 +385,7 @@ impl Config {
             websocket: None,
             bootstrap: None,
             kubernetes: None,
+            kubelet: None,
             api: self.listen.api,
             metrics: None,
             admin: data.join("admin.sock"),
@@ -472,6 +484,7 @@ fn read_listen(role: Role, data: &Path, in_tier: bool, in_cluster: bool, layers:
             LOOPBACK,
             (role == Role::Dev && !in_cluster).then_some(KUBERNETES_PORT),
         ),
+        kubelet: address(KUBELET, hub, open, None),
         api: address(API, node, LOOPBACK, Some(API_PORT)),
         metrics: address(METRICS, true, LOOPBACK, Some(metrics)),
         websocket: address(WEBSOCKET, hub, open, Some(WEBSOCKET_PORT)),

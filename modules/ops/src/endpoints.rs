@@ -35,6 +35,9 @@ pub struct Endpoints {
     /// Kubeconfig of its administrator.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
+    /// What a kubelet serves, for all nodes of the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubelet: Option<SocketAddr>,
     /// The node's own Kubernetes API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api: Option<SocketAddr>,

@@ -14,7 +14,7 @@ use crate::{
     json, limits,
     nodes::{
         Unreachable,
-        forward::{Forwarder, NodeBody},
+        forward::{self, Forwarder, NodeBody},
         parts::{self, Part},
         upgrade,
     },
@@ -22,20 +22,6 @@ use crate::{
     status::Status,
     user::User,
 };
-
-/// Headers that concern one connection, and those that say who asks: not the node's business.
-const NOT_PASSED_ON: [&str; 10] = [
-    "authorization",
-    "connection",
-    "cookie",
-    "host",
-    "keep-alive",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
 
 impl Server {
     /// Answers a request for a part that the node has. That `user` may ask for it was decided.
@@ -126,12 +112,7 @@ async fn ask_node(
 }
 
 fn passed_on(headers: &HeaderMap, part: Part) -> HeaderMap {
-    if part != Part::NodeProxy {
-        return HeaderMap::new();
-    }
-    let passes = |name: &str| !NOT_PASSED_ON.contains(&name) && !name.starts_with("impersonate-");
-    let passed = headers.iter().filter(|(name, _)| passes(name.as_str()));
-    passed.map(|(name, value)| (name.clone(), value.clone())).collect()
+    if part == Part::NodeProxy { forward::passed_on(headers) } else { HeaderMap::new() }
 }
 
 /// A node's refusal of a log, as the API says it.

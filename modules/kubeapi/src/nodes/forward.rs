@@ -11,9 +11,10 @@ use broker::Tasks;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::{
-    Request, Response, StatusCode,
+    HeaderMap, Request, Response, StatusCode,
     body::{Body, Frame, Incoming, SizeHint},
     client::conn::http1,
+    header::{HeaderName, HeaderValue},
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
@@ -24,7 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{NodeStreams, Unreachable};
+use super::{NodeStreams, Unreachable, upgrade};
 use crate::limits;
 
 /// How long a node may take to begin its answer.
@@ -96,6 +97,36 @@ impl Forwarder {
         Ok(response.map(|_none| NodeBody { body: None, _ends: ends, _place: None }))
     }
 
+    /// Passes on a client's request as it is, but for the path and what concerns the client alone: who it is, and
+    /// its connection. See [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// See [`Unreachable`].
+    pub async fn pass(
+        &self,
+        node: &str,
+        mut request: Request<Incoming>,
+        path: &str,
+    ) -> Result<Response<NodeBody>, Unreachable> {
+        let refused = |why: &str| Unreachable::Refused { node: node.to_owned(), why: why.to_owned() };
+        let mut headers = passed_on(request.headers());
+        let client = upgrade::is_asked_for(request.headers()).then(|| {
+            for name in ["connection", "upgrade"].map(HeaderName::from_static) {
+                headers.extend(request.headers().get(&name).map(|value| (name, value.clone())));
+            }
+            hyper::upgrade::on(&mut request)
+        });
+        headers.insert("host", HeaderValue::from_str(node).map_err(|_| refused("no node has such a name"))?);
+        let mut to_node = Request::builder().method(request.method()).uri(path);
+        if let Some(all) = to_node.headers_mut() {
+            *all = headers;
+        }
+        let body =
+            if client.is_some() { Either::Right(Full::default()) } else { Either::Left(request.into_body()) };
+        let to_node = to_node.body(body).map_err(|error| refused(&error.to_string()))?;
+        self.forward(node, to_node, client).await
+    }
+
     /// Asks a node for a path, and reads at most `bytes_max` of its answer.
     ///
     /// # Errors
@@ -138,6 +169,27 @@ impl Forwarder {
             }
         });
     }
+}
+
+/// Headers that concern one connection, and those that say who asks: not the node's business.
+const NOT_PASSED_ON: [&str; 10] = [
+    "authorization",
+    "connection",
+    "cookie",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// What of a request's headers a node gets.
+pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    let passes = |name: &str| !NOT_PASSED_ON.contains(&name) && !name.starts_with("impersonate-");
+    let passed = headers.iter().filter(|(name, _)| passes(name.as_str()));
+    passed.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// The body of a node's answer. Dropped, it ends the Stream.

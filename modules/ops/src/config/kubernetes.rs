@@ -15,6 +15,8 @@ pub struct Kubernetes {
     pub cluster: Option<Cluster>,
     /// Addresses or names at which the hub answers for its nodes, published as theirs.
     pub addresses: Vec<String>,
+    /// CA of clients of `listen.kubelet` that show a certificate, as the API server does.
+    pub client_ca: Option<PathBuf>,
     /// Writes to the API server per second, Leases not counted.
     pub writes_per_second: u32,
 }
@@ -31,6 +33,7 @@ pub enum Cluster {
 const KUBECONFIG: Key =
     Key { path: "kubernetes.kubeconfig", env: "OCTOBUS_KUBECONFIG", flag: "--kubeconfig" };
 const ADDRESSES: Key = Key { path: "kubernetes.addresses", env: "OCTOBUS_KUBERNETES_ADDRESSES", flag: "" };
+const CLIENT_CA: Key = Key { path: "kubernetes.client_ca", env: "OCTOBUS_KUBERNETES_CLIENT_CA", flag: "" };
 const WRITES: Key =
     Key { path: "kubernetes.writes_per_second", env: "OCTOBUS_KUBERNETES_WRITES_PER_SECOND", flag: "" };
 
@@ -51,6 +54,7 @@ pub(super) fn read(role: Role, layers: &mut Layers) -> Kubernetes {
     Kubernetes {
         cluster: cluster.filter(|_| role != Role::Edge),
         addresses: layers.take_list(ADDRESSES, address).unwrap_or_default(),
+        client_ca: layers.take(CLIENT_CA, super::path),
         writes_per_second: layers.take(WRITES, rate).unwrap_or(50),
     }
 }
@@ -96,6 +100,9 @@ pub(super) fn show(kubernetes: &Kubernetes) -> toml::Table {
         }
         Some(Cluster::Within) => drop(table.insert("kubeconfig".to_owned(), text(IN_CLUSTER))),
         None => {}
+    }
+    if let Some(path) = &kubernetes.client_ca {
+        table.insert("client_ca".to_owned(), text(&path.display().to_string()));
     }
     let addresses = kubernetes.addresses.iter().map(|address| text(address)).collect();
     table.insert("addresses".to_owned(), toml::Value::Array(addresses));

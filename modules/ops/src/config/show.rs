@@ -60,6 +60,7 @@ fn listen(config: &Config) -> Table {
         ("websocket", address(listen.websocket)),
         ("bootstrap", address(listen.bootstrap)),
         ("kubernetes", address(listen.kubernetes)),
+        ("kubelet", address(listen.kubelet)),
         ("api", address(listen.api)),
         ("metrics", address(listen.metrics)),
         ("admin", text(listen.admin.display())),
