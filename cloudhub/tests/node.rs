@@ -5,6 +5,8 @@
 mod enrolment;
 #[path = "node/link.rs"]
 mod link;
+#[path = "node/streams.rs"]
+mod streams;
 
 use std::{path::Path, time::Duration};
 
