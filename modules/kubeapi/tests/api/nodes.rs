@@ -369,3 +369,41 @@ async fn what_nodes_and_pods_use_is_asked_of_those_that_answer_and_once() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn kubectl_falls_back_to_what_runtimes_speak() {
+    if !super::kubectl::is_installed().await {
+        eprintln!("not run: kubectl 1.27 or newer is not installed");
+        return;
+    }
+    let (nodes, _node, mut asks) = StandIns::new();
+    let server = TestServer::with(Vec::new(), Some(nodes)).await;
+    with_pod(&server, "p", "edge-1").await;
+    let running = json!({"status": {"phase": "Running"}});
+    let merge = "application/merge-patch+json";
+    let patched = server.ask_as("PATCH", &pod("status"), merge, super::client::ADMIN, Some(&running)).await;
+    assert_eq!(patched.0, 200, "{}", patched.1);
+    let kubectl = super::kubectl::Kubectl::new(&server);
+    assert_eq!(kubectl.ok("logs p -c c --tail=3").await, "a line\n");
+    assert!(asks.recv().await.unwrap().starts_with("GET /containerLogs/default/p/c?tailLines=3"));
+    let refused = kubectl.fails("logs p -c waiting").await;
+    assert!(refused.contains("is waiting to start"), "{refused}");
+    asks.recv().await.unwrap();
+    // Newer ones begin with a WebSocket of a protocol that runtimes do not know: no node sees that.
+    for (command, path) in [
+        ("exec p -c c -- rev it", "POST /exec/default/p/"),
+        ("attach p -c c", "POST /attach/default/p/"),
+        ("port-forward pod/p :80", "POST /portForward/default/p/"),
+    ] {
+        let mut running = kubectl.command(command);
+        let mut running =
+            running.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let asked = timeout(PATIENCE, asks.recv()).await.expect(command).unwrap().to_lowercase();
+        assert!(
+            asked.starts_with(&path.to_lowercase()) && asked.contains("\"upgrade\": \"spdy/3.1\""),
+            "{asked}"
+        );
+        running.kill().await.unwrap();
+    }
+    server.stop().await;
+}
