@@ -24,9 +24,11 @@ use broker::{
     store::{self, OpenError, lmdb::backup::Copier},
     tasks::Drained,
 };
+use codec::Class;
+use edged::{Choice, Edged, Options};
 use ops::{
     admin::{self, Admin, AdminError, AdminSocket, backup::Backups},
-    config::Config,
+    config::{Config, edged::Runtime},
     endpoints::Endpoints,
     metrics::{self, Exporter, Readiness},
     parts,
@@ -97,6 +99,7 @@ pub struct Edge {
     endpoints: Endpoints,
     link: watch::Receiver<Status>,
     links: Arc<Links>,
+    pods: Option<Edged>,
     /// Fronts, link, admin: everything that talks to somebody.
     fronts: Tasks,
     /// The driver and its store.
@@ -123,11 +126,12 @@ impl Edge {
         let handle = driver::start(core, store, recovered, &engine);
         let (status, link) = Dialler::status();
         let links = Arc::<Links>::default();
-        let mut edge = Self { name, handle, endpoints, link, links, fronts, engine };
+        let mut edge = Self { name, handle, endpoints, link, links, pods: None, fronts, engine };
         let exporter = Exporter::new(Some(edge.handle.clone()), Readiness::default());
         exporter.register(metrics::store(written));
         let mut sockets = sockets;
         let identity = edge.keep_linked(config, identity, sockets.quic.take(), status, &exporter);
+        edge.run_pods(config, identity.clone());
         let started = edge.serve_api(config, &mut sockets, identity);
         let started = match started {
             Ok(()) => edge.serve(config, auth, sockets, exporter, copier).await,
@@ -173,7 +177,12 @@ impl Edge {
     }
 
     /// Stops in order, within the deadline. Clean: every task ended by itself and all is on disk.
-    pub async fn stop(self, deadline: Duration) -> Drained {
+    ///
+    /// Pods run on, unless their runtime is one of the node's own: they end first, within a deadline of their own.
+    pub async fn stop(mut self, deadline: Duration) -> Drained {
+        if let Some(pods) = self.pods.take() {
+            pods.stop(PODS_END).await;
+        }
         let share = deadline / 3;
         // The core keeps to its time; beyond, its store does not answer.
         let within = share.saturating_sub(share / 8);
@@ -233,6 +242,30 @@ impl Edge {
         }
         self.fronts.spawn("uplink", uplink.run(identity.clone(), status, self.fronts.clone()));
         identity
+    }
+
+    /// Pods come up beside the node, when there is a runtime for them.
+    fn run_pods(&mut self, config: &Config, identity: watch::Receiver<Option<Arc<Identity>>>) {
+        let runtime = match &config.edged.runtime {
+            Runtime::Off => return,
+            Runtime::Auto => Choice::Auto,
+            Runtime::Socket(path) => Choice::Socket(path.clone()),
+        };
+        let options = Options {
+            node: Arc::clone(&self.name),
+            data: config.data.clone(),
+            runtime,
+            private: config.edged.private,
+            images: config.edged.images.clone(),
+            static_pods: config.edged.static_pods.clone(),
+            max_pods: config.edged.max_pods,
+            sandbox_image: config.edged.sandbox_image.clone(),
+            cluster_dns: config.edged.cluster_dns.clone(),
+            cluster_domain: config.edged.cluster_domain.clone(),
+            api: self.endpoints.api.map(|address| (address.ip().to_string(), address.port())),
+            secrets: Arc::new(move || identity.borrow().as_deref().and_then(Identity::secrets_key)),
+        };
+        self.pods = Some(Edged::start(options, self.handle.clone(), Arc::clone(&self.links)));
     }
 
     fn serve_api(
@@ -299,6 +332,11 @@ impl Edge {
     }
 }
 
+/// The stream of what happens to pods, and what is kept of it while no hub takes it.
+const EVENTS: &str = "events";
+const EVENTS_BYTES: u64 = 16 << 20;
+/// How long pods have to end whose runtime ends with the node.
+const PODS_END: Duration = Duration::from_secs(40);
 /// How long the parts that did start have to end when another did not.
 const START_FAILED: Duration = Duration::from_secs(3);
 
@@ -394,7 +432,17 @@ fn core_config(
     core.relay = config.listen.quic.is_some();
     core.tier = identity.map_or("", Identity::tier).into();
     let (streams, default) = ops::config::streams::for_core(&config.streams);
+    // Before all others, whatever their filters: what happens to pods.
     core.streams = streams;
+    let filters = vec![codec::Filter::parse(edged::EVENT_TOPIC).expect("a topic is a filter")];
+    match core.streams.iter_mut().find(|stream| &*stream.name == EVENTS) {
+        Some(events) => events.filters.extend(filters),
+        None => {
+            let policy = core::Policy::of_class(Class::Event, EVENTS_BYTES);
+            let events = core::StreamConfig { name: EVENTS.into(), filters, class: Class::Event, policy };
+            core.streams.insert(0, events);
+        }
+    }
     if let Some(default) = default {
         core.default_stream = default;
     }

@@ -28,3 +28,4 @@ mod the_harness_itself;
 mod two_machines;
 mod udp_is_blocked;
 mod what_is_deployed_exists;
+mod workloads;

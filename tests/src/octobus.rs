@@ -84,13 +84,14 @@ pub struct Octobus {
     data: PathBuf,
     args: Vec<String>,
     machine: Option<String>,
+    pods: bool,
 }
 
 impl Octobus {
     /// With every listener on a free port of the loopback interface, which a restart keeps.
     #[must_use]
     pub fn new(role: Role, data: &Path) -> Self {
-        let mut octobus = Self { role, data: data.to_owned(), args: Vec::new(), machine: None };
+        let mut octobus = Self { role, data: data.to_owned(), args: Vec::new(), machine: None, pods: false };
         for flag in Self::listeners(role) {
             let address = free_port();
             octobus.args.extend([(*flag).to_owned(), address.to_string()]);
@@ -105,7 +106,13 @@ impl Octobus {
     /// With the default ports, on a machine of its own.
     #[must_use]
     pub fn on_machine(role: Role, data: &Path, machine: &crate::netns::Machine) -> Self {
-        Self { role, data: data.to_owned(), args: Vec::new(), machine: Some(machine.name.clone()) }
+        Self {
+            role,
+            data: data.to_owned(),
+            args: Vec::new(),
+            machine: Some(machine.name.clone()),
+            pods: false,
+        }
     }
 
     fn listeners(role: Role) -> &'static [&'static str] {
@@ -120,6 +127,13 @@ impl Octobus {
     #[must_use]
     pub fn on(&self, data: &Path) -> Self {
         Self { data: data.to_owned(), ..self.clone() }
+    }
+
+    /// With whatever container runtime it finds.
+    #[must_use]
+    pub fn with_pods(mut self) -> Self {
+        self.pods = true;
+        self
     }
 
     /// With more arguments; a later one of the same name takes the place of an earlier one.
@@ -194,6 +208,8 @@ impl Octobus {
             command.arg("--anonymous"); // what dev does by itself
         }
         command.env_remove("RUST_LOG");
+        // A container runtime is for the tests that are about one.
+        command.env("OCTOBUS_EDGED_RUNTIME", if self.pods { "auto" } else { "off" });
         Process::spawn(&format!("octobus {}", self.verb()), &mut command)
     }
 

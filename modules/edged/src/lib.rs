@@ -12,10 +12,15 @@ pub mod fake;
 pub mod logs;
 pub mod make;
 pub mod node;
+mod node_agent;
 pub mod objects;
+mod pods;
 pub mod probes;
 pub mod quantity;
 pub mod runtime;
 pub mod server;
 pub mod stats;
 pub mod volumes;
+
+pub use node_agent::{Choice, Edged, Options};
+pub use pods::EVENT_TOPIC;

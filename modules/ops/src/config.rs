@@ -6,6 +6,7 @@
 //! reason, held equal to this file by a test.
 
 mod budgets;
+pub mod edged;
 pub mod fabric;
 mod flags;
 pub mod kubernetes;
@@ -101,6 +102,8 @@ pub struct Config {
     pub fabric: Option<fabric::Fabric>,
     /// The API server whose pods nodes run.
     pub kubernetes: kubernetes::Kubernetes,
+    /// The pods of a node (dev, edge).
+    pub edged: edged::Edged,
     /// Listening addresses.
     pub listen: Listen,
     /// Who may use the fronts.
@@ -312,6 +315,7 @@ impl Config {
             listen: read_listen(role, &data, fabric.is_some(), kubernetes.cluster.is_some(), &mut layers),
             fabric,
             kubernetes,
+            edged: edged::read(role, &data, &mut layers),
             auth: read_auth(role, &mut layers),
             streams: streams::read(&mut layers),
             budgets: budgets::read(&mut layers),

@@ -74,7 +74,7 @@ impl<'a> Kubectl<'a> {
         path.display().to_string()
     }
 
-    pub(crate) fn command(&self, arguments: &str) -> Command {
+    fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new("kubectl");
         command
             .args(arguments.split(' '))
@@ -105,7 +105,7 @@ impl<'a> Kubectl<'a> {
     }
 
     /// What it prints when it fails.
-    pub(crate) async fn fails(&self, arguments: &str) -> String {
+    async fn fails(&self, arguments: &str) -> String {
         let output = self.output(arguments).await;
         assert!(!output.status.success(), "kubectl {arguments}: {}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)

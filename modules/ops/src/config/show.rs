@@ -33,6 +33,7 @@ pub(super) fn effective(config: &Config) -> String {
         put("fabric", Value::Table(super::fabric::show(fabric)));
     }
     put("kubernetes", Value::Table(super::kubernetes::show(&config.kubernetes)));
+    put("edged", Value::Table(super::edged::show(&config.edged)));
     put("listen", Value::Table(listen(config)));
     put("auth", Value::Table(auth(config)));
     put("stream", Value::Array(config.streams.iter().map(stream).collect()));
