@@ -68,6 +68,8 @@ pub trait Transport: Clone + Send + Sync + 'static {
     type Sender: LaneSender;
     /// Receives on one lane. Reads are cancel safe.
     type Receiver: AsyncRead + Unpin + Send + 'static;
+    /// What people call it.
+    const NAME: &'static str;
 
     /// The control lane, the one that goes both ways: opened by the dialler, accepted by the other, whose
     /// future completes only when the dialler has written something.

@@ -245,6 +245,7 @@ impl MemTransport {
 impl Transport for MemTransport {
     type Sender = MemSender;
     type Receiver = MemReceiver;
+    const NAME: &'static str = "Memory";
 
     async fn control(&self, dialler: bool) -> Result<(MemSender, MemReceiver), Broken> {
         if !dialler {

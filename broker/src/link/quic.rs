@@ -520,6 +520,7 @@ impl fmt::Debug for QuicTransport {
 impl Transport for QuicTransport {
     type Sender = QuicSender;
     type Receiver = QuicReceiver;
+    const NAME: &'static str = "QUIC";
 
     async fn control(&self, dialler: bool) -> Result<(QuicSender, QuicReceiver), Broken> {
         let id = if dialler { self.open_lane(Dir::Bi).await? } else { self.accept_lane(Dir::Bi).await? };

@@ -339,6 +339,12 @@ impl LinkHandle {
         &self.peer
     }
 
+    /// The name of its transport.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        self.transport.name()
+    }
+
     /// Opens a Stream and waits for the peer's answer, at most [`ANSWER_PATIENCE`]: also while as many as
     /// are allowed are open. Not cancel safe: a dropped call may leave the peer with a Stream that ends at
     /// once.
@@ -614,10 +620,15 @@ type Opening<'a> = Pin<Box<dyn Future<Output = Result<ByteStream, Broken>> + Sen
 
 /// What a [`LinkHandle`] needs of a transport, without its type.
 trait OpenStream: Send + Sync {
+    fn name(&self) -> &'static str;
     fn open(&self, class: Class) -> Opening<'_>;
 }
 
 impl<T: Transport> OpenStream for T {
+    fn name(&self) -> &'static str {
+        T::NAME
+    }
+
     fn open(&self, class: Class) -> Opening<'_> {
         Box::pin(self.open_stream(class))
     }

@@ -397,6 +397,7 @@ impl WebSocketTransport {
 impl Transport for WebSocketTransport {
     type Sender = mux::Sender;
     type Receiver = mux::Receiver;
+    const NAME: &'static str = "WebSocket";
 
     async fn control(&self, _dialler: bool) -> Result<(mux::Sender, mux::Receiver), Broken> {
         self.mux.control().await
