@@ -18,12 +18,18 @@
 //!
 //! Kept in memory: of a pod what [`pod::Pod`] has, of a secret or config map its uid and version.
 
+pub mod access;
 mod cluster;
 mod down;
+mod event;
+mod fixed;
+pub mod init;
 mod json;
+mod lease;
 mod mirror;
 mod node;
 mod pod;
+mod policy;
 mod source;
 mod up;
 mod watch;
@@ -35,7 +41,8 @@ use std::{
     time::Duration,
 };
 
-use broker::{Handle, Tasks, seal::SealKey};
+use broker::{Handle, Tasks, link::Links, seal::SealKey};
+use bytes::Bytes;
 use ops::metrics::Exporter;
 use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
@@ -49,7 +56,7 @@ use self::{
     pod::Pod,
     source::Said,
     watch::{Update, Watched},
-    work::{Next, Task, Work},
+    work::{Next, Work},
 };
 use crate::fabric::{Fabric, FabricError};
 
@@ -80,6 +87,8 @@ pub struct Options {
     pub tier: String,
     /// The hub's broker.
     pub broker: Handle,
+    /// The hub's links.
+    pub links: Arc<Links>,
     /// What the tier shares.
     pub fabric: Arc<dyn Fabric>,
     /// Its tasks run in this group and end with it.
@@ -133,9 +142,11 @@ enum Input {
     Linked(BTreeMap<Arc<str>, &'static str>),
     /// By a node, in its space of statuses.
     Reported(Arc<str>, Option<Said>),
+    /// An event, by a node.
+    Told(Arc<str>, Bytes),
 }
 
-/// What became of a [`Task`].
+/// What became of a [`work::Task`].
 #[derive(Debug)]
 enum Outcome {
     /// An object, as the API server has it now; `None`: there is none.
@@ -188,7 +199,12 @@ struct Bridge {
     tier: String,
     hub: node::Hub,
     mirror: Mirror,
+    /// Writes, which wait for their turn in the budget.
     work: Work<Outcome>,
+    /// Reads and Leases, which do not.
+    swift: Work<Outcome>,
+    events: event::Events,
+    leases: lease::Leases,
     inputs: Option<mpsc::Sender<Input>>,
 
     pods: HashMap<Arc<str>, Pod>,
@@ -203,6 +219,10 @@ struct Bridge {
     nodes: BTreeMap<Arc<str>, Node>,
     linked: BTreeMap<Arc<str>, &'static str>,
     reports: HashMap<Arc<str>, Report>,
+    /// Which node has a static pod that is shown under a key.
+    statics: HashMap<Arc<str>, Arc<str>>,
+    /// Tolerations that a pod is given, of which version of it; `None` once it was.
+    tolerations: HashMap<Arc<str>, Option<(u64, Vec<Value>)>>,
 
     /// What a list that goes on has shown.
     listing: BTreeMap<Watched, HashSet<Arc<str>>>,
@@ -237,6 +257,9 @@ impl Bridge {
             hub,
             mirror,
             work: Work::new(),
+            swift: Work::new(),
+            events: event::Events::default(),
+            leases: lease::Leases::new(),
             inputs: None,
             pods: HashMap::new(),
             pods_of: BTreeMap::new(),
@@ -247,6 +270,8 @@ impl Bridge {
             nodes: BTreeMap::new(),
             linked: BTreeMap::new(),
             reports: HashMap::new(),
+            statics: HashMap::new(),
+            tolerations: HashMap::new(),
             listing: BTreeMap::new(),
             listed: BTreeSet::new(),
             enrolled: false,
@@ -272,8 +297,11 @@ impl Bridge {
             Input::Enrolled,
         );
         options.tasks.spawn("enrolments for the bridge", enrolments);
-        let links = source::follow_links(broker, out.clone(), Input::Linked);
+        let links = Arc::clone(&options.links);
+        let links = source::follow_links(broker.clone(), links, out.clone(), Input::Linked);
         options.tasks.spawn("links for the bridge", links);
+        let events = source::follow_topic(broker, event::TOPIC, out.clone(), Input::Told);
+        options.tasks.spawn("events for the bridge", events);
     }
 
     /// Takes in what is told, and writes what follows from it, until everybody who tells something is gone or
@@ -284,6 +312,7 @@ impl Bridge {
         loop {
             let next = tokio::select! {
                 biased;
+                next = self.swift.next() => Some(next),
                 next = self.work.next() => Some(next),
                 input = inputs.recv() => {
                     let Some(input) = input else { return };
@@ -324,7 +353,8 @@ impl Bridge {
             Input::Enrolled(said) => self.on_enrolled(said),
             Input::Linked(linked) => self.on_linked(linked),
             Input::Reported(node, Some(said)) => self.on_report(&node, said),
-            Input::Reported(_, None) => {}
+            Input::Reported(node, None) => self.on_all_said(&node),
+            Input::Told(node, payload) => self.on_event(&node, &payload),
         }
     }
 }

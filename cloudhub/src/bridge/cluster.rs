@@ -20,6 +20,8 @@ use ops::metrics::{Collect, Kind, Text};
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::access;
+
 /// A request that is not a watch is given up after this long.
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 /// Metadata without the object, of lists and watches.
@@ -269,6 +271,7 @@ impl Cluster {
     }
 
     fn count(&self, verb: &'static str, resource: &'static str) {
+        debug_assert!(access::is_listed(verb, resource), "{verb} {resource} is no right of the bridge");
         *self.shared.counts.lock().expect("no panic under this lock").entry((verb, resource)).or_default() +=
             1;
     }

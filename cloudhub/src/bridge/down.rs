@@ -94,7 +94,7 @@ impl Bridge {
             }
             Watched::Secrets | Watched::ConfigMaps | Watched::Accounts => {
                 self.metas.remove(key);
-                self.work.drop_due(&Task::Fetch(Arc::clone(key)));
+                self.swift.drop_due(&Task::Fetch(Arc::clone(key)));
                 self.let_go(key);
             }
         }
@@ -112,7 +112,7 @@ impl Bridge {
             return;
         };
         if !self.mirror.is_current(key, uid, *version) {
-            self.work.put(Task::Fetch(Arc::clone(key)));
+            self.swift.put(Task::Fetch(Arc::clone(key)));
         }
     }
 
@@ -141,11 +141,12 @@ impl Bridge {
             return false;
         };
         let node = Arc::clone(&pod.node);
-        let full = !pod.mirror && self.mirror.put(&key, &pod::for_node(object));
+        let for_node = pod.mirror.is_none().then(|| pod::for_node(object.clone()));
+        let full = for_node.is_some_and(|object| self.mirror.put(&key, &object));
         let before = self.pods.insert(Arc::clone(&key), pod.clone());
-        let named = before.as_ref().filter(|before| !before.mirror);
+        let named = before.as_ref().filter(|before| before.mirror.is_none());
         let named = named.map(|before| (Arc::clone(&before.node), before.references.clone()));
-        if !pod.mirror {
+        if pod.mirror.is_none() {
             for reference in &pod.references {
                 let users = self.users.entry(Arc::clone(reference)).or_default();
                 *users.entry(Arc::clone(&node)).or_default() += 1;
@@ -165,6 +166,10 @@ impl Bridge {
         self.pods_of.entry(Arc::clone(&node)).or_default().insert(Arc::clone(&key));
         self.dirty.insert(node);
         self.compare(&key);
+        self.apply_policy(&key, &object);
+        if pod.mirror.is_some() {
+            self.work.put(Task::Static(key));
+        }
         full
     }
 
@@ -177,16 +182,18 @@ impl Bridge {
                 self.pods_of.remove(&pod.node);
             }
         }
-        if !pod.mirror {
+        if pod.mirror.is_none() {
             self.unname(&pod.node, &pod.references);
             for token in &pod.tokens {
                 self.forget_token(&token.key);
             }
         }
-        for task in
-            [Task::Status(Arc::clone(key)), Task::Delete(Arc::clone(key)), Task::Tolerate(Arc::clone(key))]
-        {
-            self.work.drop_due(&task);
+        for task in [Task::Status, Task::Delete, Task::Tolerate, Task::Evict] {
+            self.work.drop_due(&task(Arc::clone(key)));
+        }
+        self.tolerations.remove(key);
+        if pod.mirror.is_some() && self.statics.contains_key(key) {
+            self.work.put(Task::Static(Arc::clone(key)));
         }
         self.unused.insert(Arc::clone(key));
         self.dirty.insert(pod.node);
@@ -203,7 +210,7 @@ impl Bridge {
             }
             if users.is_empty() {
                 self.users.remove(reference);
-                self.work.drop_due(&Task::Fetch(Arc::clone(reference)));
+                self.swift.drop_due(&Task::Fetch(Arc::clone(reference)));
                 self.unused.insert(Arc::clone(reference));
             }
         }
@@ -351,12 +358,12 @@ impl Bridge {
         }
         for key in self.pods_of.get(name).into_iter().flatten() {
             let pod = &self.pods[key];
-            if pod.mirror {
+            if pod.mirror.is_some() {
                 continue;
             }
             wanted.insert(Arc::clone(key));
             for reference in &pod.references {
-                if self.work.is_open(&Task::Fetch(Arc::clone(reference))) {
+                if self.swift.is_open(&Task::Fetch(Arc::clone(reference))) {
                     return None;
                 }
                 if self.mirror.has(reference) && self.metas.contains_key(reference) {
@@ -383,7 +390,7 @@ impl Bridge {
         if key.starts_with(TOKENS) {
             return self.token_of.contains_key(key);
         }
-        let pod = self.pods.get(key).is_some_and(|pod| !pod.mirror);
+        let pod = self.pods.get(key).is_some_and(|pod| pod.mirror.is_none());
         pod || self.users.contains_key(key) && self.metas.contains_key(key)
     }
 }

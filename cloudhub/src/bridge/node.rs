@@ -129,7 +129,7 @@ pub(super) fn desired(
     let report = report.unwrap_or(&absent);
     let mut status = at(report, "status").filter(|status| status.is_object()).cloned().unwrap_or(json!({}));
     let mut conditions: Vec<Value> =
-        list(&status, "conditions").iter().filter(|held| text(held, "type") != LINKED).cloned().collect();
+        list(&status, "conditions").iter().filter(|held| is_condition(held)).cloned().collect();
     let away = *link == Link::Down;
     if !conditions.iter().any(|held| text(held, "type") == "Ready") {
         conditions.push(json!({"type": "Ready", "status": "False", "reason": "NodeStatusNeverUpdated",
@@ -167,6 +167,11 @@ pub(super) fn desired(
         status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": port}});
     }
     Desired { labels: labels(name, report), status, whole: !(away && hub.leases) }
+}
+
+/// What a node may say; whatever else stands in its list is none.
+fn is_condition(said: &Value) -> bool {
+    said.is_object() && ![LINKED, ""].contains(&text(said, "type"))
 }
 
 /// Labels that every node has, and those that it says itself.
@@ -276,6 +281,20 @@ mod tests {
 
     fn condition<'a>(status: &'a Value, ty: &str) -> &'a Value {
         list(status, "conditions").iter().find(|held| text(held, "type") == ty).unwrap()
+    }
+
+    #[test]
+    fn a_report_that_is_none_makes_a_node_that_is_not_ready_and_harms_nobody() {
+        let odd = [
+            json!(7),
+            json!({"status": [1]}),
+            json!({"status": {"conditions": ["x", 7, {}], "addresses": 3}, "labels": 1}),
+        ];
+        for report in odd {
+            let desired = desired("edge-1", Some(&report), &Link::Up("QUIC"), &hub(false), None, "now");
+            assert_eq!(condition(&desired.status, "Ready")["status"], "False", "{report}");
+            desired.patch("u1");
+        }
     }
 
     #[test]

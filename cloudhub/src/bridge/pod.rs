@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::json::{at, digest, list, text, version};
+use super::{
+    json::{at, digest, list, text, version},
+    policy::OnDisconnect,
+};
 
 /// The config map with the cluster's CA, in every namespace.
 const ROOT_CA: &str = "kube-root-ca.crt";
@@ -22,12 +25,12 @@ pub(super) struct Pod {
     pub(super) tokens: Vec<Token>,
     /// It is to end.
     pub(super) ending: bool,
-    /// It mirrors a static pod of its node, which has it already.
-    pub(super) mirror: bool,
+    /// It mirrors a static pod of its node, which has it already under this uid.
+    pub(super) mirror: Option<Arc<str>>,
     /// Of its status, what its node says.
     pub(super) status: u64,
-    /// It stays on a node that cannot be reached, for as long as it takes.
-    pub(super) tolerates_disconnect: bool,
+    /// What becomes of it while its node is away.
+    pub(super) on_disconnect: OnDisconnect,
 }
 
 /// A token that a volume of a pod projects.
@@ -51,6 +54,11 @@ pub(super) fn key(resource: &str, object: &Value) -> Arc<str> {
 }
 
 impl Pod {
+    /// Whether a node that speaks of this uid speaks of this pod: of a static pod it knows no other.
+    pub(super) fn is(&self, uid: &str) -> bool {
+        *self.uid == *uid || self.mirror.as_deref() == Some(uid)
+    }
+
     /// Reads a pod; `None` if it is bound to no node.
     pub(super) fn read(object: &Value) -> Option<Self> {
         let node = text(object, "spec.nodeName");
@@ -68,9 +76,9 @@ impl Pod {
             references: BTreeSet::new(),
             tokens: Vec::new(),
             ending: at(object, "metadata.deletionTimestamp").is_some(),
-            mirror: annotation("kubernetes.io/config.mirror").is_some(),
+            mirror: annotation("kubernetes.io/config.mirror").and_then(Value::as_str).map(Arc::from),
             status: digest(&said_by_node(at(object, "status").unwrap_or(&Value::Null))),
-            tolerates_disconnect: tolerates_disconnect(object),
+            on_disconnect: OnDisconnect::read(object),
         };
         let mut refer = |resource: &str, name: &str| {
             if !name.is_empty() {
@@ -191,18 +199,6 @@ pub(super) fn status_patch(uid: &str, said: &Value) -> Value {
     }
     status["conditions"] = said["conditions"].clone();
     json!({"metadata": {"uid": uid}, "status": status})
-}
-
-const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-
-/// Whether a pod stays on a node that cannot be reached, for as long as it takes.
-fn tolerates_disconnect(object: &Value) -> bool {
-    list(object, "spec.tolerations").iter().any(|toleration| {
-        let (key, effect) = (text(toleration, "key"), text(toleration, "effect"));
-        (key == UNREACHABLE || key.is_empty())
-            && ["", "NoExecute"].contains(&effect)
-            && toleration.get("tolerationSeconds").is_none()
-    })
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use broker::{
         Command, Delivery, Event, Front, OriginFilter, Output, Response, RetainedOnSubscribe, SessionOpen,
         StateEvent, Subscription,
     },
+    link::Links,
 };
 use bytes::Bytes;
 use codec::{Filter, FrameView};
@@ -153,9 +154,10 @@ async fn pass_on<T>(session: &mut Session, out: &mpsc::Sender<T>, say: &impl Fn(
     }
 }
 
-/// Tells which nodes are linked, each time that it changes; with the kind of session.
+/// Tells which nodes are linked and by what, each time that it changes.
 pub(super) async fn follow_links<T: Send>(
     handle: Handle,
+    links: Arc<Links>,
     out: mpsc::Sender<T>,
     say: impl Fn(BTreeMap<Arc<str>, &'static str>) -> T + Send,
 ) {
@@ -170,7 +172,9 @@ pub(super) async fn follow_links<T: Send>(
         let Ok(Response::Sessions(sessions)) = handle.call(Command::Sessions).await else { return };
         let linked = sessions.into_iter().filter(|session| session.established);
         let linked = linked.filter(|session| matches!(session.kind, "link" | "relayed"));
-        let now: BTreeMap<_, _> = linked.map(|session| (session.name, session.kind)).collect();
+        let by = |name: &str| links.find(name).map_or("Relay", |link| link.transport());
+        let now: BTreeMap<_, _> =
+            linked.map(|session| (Arc::clone(&session.name), by(&session.name))).collect();
         if told.as_ref() == Some(&now) {
             continue;
         }

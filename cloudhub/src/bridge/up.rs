@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Bridge, Input, Node, Outcome, Report,
     cluster::{CallError, STRATEGIC},
+    fixed,
     json::{digest, text, version},
     node::{self, Link},
     pod,
     source::{self, Said},
     watch::Watched,
-    work::Task,
+    work::{Task, Work},
 };
 
 /// Keys of enrolments in `sys`.
@@ -42,6 +43,10 @@ impl Bridge {
                 node.enrolled = true;
                 node.link = linked.map_or(Link::Down, Link::Up);
                 node.gone = CancellationToken::new();
+                if linked.is_some() && self.hub.leases {
+                    let at = self.leases.on_linked(&name);
+                    self.swift.put_at(Task::Lease(Arc::clone(&name)), at);
+                }
                 if let Some(out) = self.inputs.clone() {
                     let (broker, gone) = (self.broker.clone(), node.gone.clone());
                     let origin = Arc::clone(&name);
@@ -58,7 +63,7 @@ impl Bridge {
                     });
                 }
                 if self.listed.contains(&Watched::Pods) {
-                    self.work.put(Task::Pods(Arc::clone(&name)));
+                    self.swift.put(Task::Pods(Arc::clone(&name)));
                 }
             }
             (false, true) => {
@@ -68,6 +73,8 @@ impl Bridge {
                     self.forget_pod(&key);
                 }
                 self.unused.insert(super::down::node_key(&name));
+                self.leases.forget(&name);
+                self.swift.drop_due(&Task::Lease(Arc::clone(&name)));
             }
             _ => return,
         }
@@ -86,19 +93,28 @@ impl Bridge {
                 Some(kind) => {
                     node.link = Link::Up(kind);
                     self.work.put(task);
+                    if self.hub.leases {
+                        let at = self.leases.on_linked(&name);
+                        self.swift.put_at(Task::Lease(Arc::clone(&name)), at);
+                    }
                 }
                 None => {
                     node.link = Link::Down;
                     node.down_since = Instant::now();
                     self.work.put_at(task, Instant::now() + DOWN_AFTER);
+                    self.swift.drop_due(&Task::Lease(Arc::clone(&name)));
                 }
             }
+            self.apply_policies_of(&name);
         }
     }
 
     pub(super) fn on_report(&mut self, name: &Arc<str>, said: Said) {
         if said.key == NODE {
             return self.look_at_node(name);
+        }
+        if let Some(place) = said.key.strip_prefix(fixed::STATIC) {
+            return self.on_static(name, place, said.value.is_some());
         }
         let Some(place) = said.key.strip_prefix(POD) else { return };
         let Some((namespace, pod)) = place.split_once('/') else { return };
@@ -130,7 +146,7 @@ impl Bridge {
     /// Whether a pod's node says anything of it that the API does not.
     pub(super) fn compare(&mut self, key: &Arc<str>) {
         let (Some(pod), Some(report)) = (self.pods.get(key), self.reports.get(key)) else { return };
-        if report.node != pod.node || report.uid != pod.uid {
+        if report.node != pod.node || !pod.is(&report.uid) {
             return;
         }
         // As the API shows it, what was written may read otherwise for ever.
@@ -168,12 +184,12 @@ impl Bridge {
                     Some("configmaps") => "configmaps",
                     _ => "serviceaccounts",
                 };
-                self.work.start(task, async move { Outcome::Object(cluster.get(resource, &path).await) });
+                self.swift.start(task, async move { Outcome::Object(cluster.get(resource, &path).await) });
             }
             Task::Pods(name) => {
                 let cluster = self.cluster.clone();
                 let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{name}");
-                self.work.start(task, async move {
+                self.swift.start(task, async move {
                     Outcome::Object(cluster.list("pods", &path, false).await.map(Some))
                 });
             }
@@ -194,23 +210,42 @@ impl Bridge {
                     Outcome::Object(cluster.delete("pods", &path, &options).await.map(|()| None))
                 });
             }
-            Task::Tolerate(_) | Task::Static(_) | Task::Event(_) => {}
+            Task::Tolerate(key) => {
+                let key = Arc::clone(key);
+                self.begin_tolerate(task, &key);
+            }
+            Task::Evict(key) => {
+                let key = Arc::clone(key);
+                self.begin_evict(task, &key);
+            }
+            Task::Static(key) => {
+                let key = Arc::clone(key);
+                self.begin_static(task, &key);
+            }
+            Task::Lease(name) => {
+                let name = Arc::clone(name);
+                self.begin_lease(task, &name);
+            }
+            Task::Event(id) => {
+                let id = *id;
+                self.begin_event(task, id);
+            }
         }
     }
 
     fn begin_status(&mut self, task: Task, key: &Arc<str>) {
         let (Some(pod), Some(report)) = (self.pods.get(key), self.reports.get(key)) else { return };
-        if report.node != pod.node || report.uid != pod.uid || report.status == pod.status {
+        if report.node != pod.node || !pod.is(&report.uid) || report.status == pod.status {
             return;
         }
         let (cluster, broker, path) = (self.cluster.clone(), self.broker.clone(), path_of(key));
-        let (origin, uid) = (Arc::clone(&pod.node), Arc::clone(&pod.uid));
+        let (origin, uid, said_uid) = (Arc::clone(&pod.node), Arc::clone(&pod.uid), Arc::clone(&report.uid));
         let place = key.strip_prefix("obj/core/pods/").unwrap_or_default();
         let said = format!("{POD}{place}");
         self.work.start(task, async move {
             // The newest word, not the one that made this due.
             let Some(value) = report_of(&broker, origin, said).await else { return Outcome::Nothing };
-            if text(&value, "uid") != &*uid {
+            if text(&value, "uid") != &*said_uid {
                 return Outcome::Nothing;
             }
             let patch = pod::status_patch(&uid, value.get("status").unwrap_or(&Value::Null));
@@ -275,11 +310,19 @@ impl Bridge {
         });
     }
 
+    /// Where a task is done: what waits for a write's turn holds up neither reads nor Leases.
+    fn line(&mut self, task: &Task) -> &mut Work<Outcome> {
+        match task {
+            Task::Fetch(_) | Task::Pods(_) | Task::Lease(_) => &mut self.swift,
+            _ => &mut self.work,
+        }
+    }
+
     /// Takes in what became of a task.
     pub(super) fn done(&mut self, task: Task, outcome: Outcome) {
         let object = match outcome {
             Outcome::Nothing => {
-                self.work.succeeded(&task);
+                self.line(&task).succeeded(&task);
                 return;
             }
             Outcome::Node { object, written } => {
@@ -293,7 +336,7 @@ impl Bridge {
             Outcome::Object(Ok(object)) => object,
             Outcome::Object(Err(error)) => return self.on_failure(task, &error),
         };
-        self.work.succeeded(&task);
+        self.line(&task).succeeded(&task);
         match (&task, object) {
             (Task::Node(_), Some(object)) => {
                 let newer = self.nodes.get(text(&object, "metadata.name")).is_none_or(|node| {
@@ -315,6 +358,12 @@ impl Bridge {
             }
             (Task::Token(key), Some(answer)) => self.on_token(key, &answer),
             (Task::Status(key), Some(object)) => self.on_status_written(key, &object),
+            (Task::Tolerate(key), _) => self.on_tolerated(key, false),
+            (Task::Event(id), _) => self.on_event_written(*id),
+            (Task::Lease(name), _) => {
+                let at = self.leases.on_renewed(name);
+                self.swift.put_at(task, at);
+            }
             _ => {}
         }
     }
@@ -340,7 +389,24 @@ impl Bridge {
         tracing::debug!(?task, %error, "a request of the bridge failed");
         match &task {
             // What is gone, or another object by now, will be shown by the watch.
-            Task::Status(_) | Task::Tolerate(_) if error.is(404) || error.is(409) => {
+            Task::Status(_) if error.is(404) || error.is(409) => self.work.succeeded(&task),
+            Task::Tolerate(key) if error.is(404) || error.is(409) => {
+                self.on_tolerated(key, true);
+                self.work.succeeded(&task);
+            }
+            Task::Event(id) if !error.is_passing() => {
+                tracing::debug!(%error, "the Kubernetes API does not take an event");
+                self.on_event_refused(*id);
+                self.work.succeeded(&task);
+            }
+            Task::Static(key) if !error.is_passing() => {
+                // Its namespace may come yet.
+                tracing::warn!(%key, %error, "a static pod cannot be shown");
+                self.work.failed(task);
+            }
+            Task::Tolerate(key) if !error.is_passing() => {
+                tracing::warn!(%key, %error, "a pod cannot be made to stay at a node that is away");
+                self.on_tolerated(key, false);
                 self.work.succeeded(&task);
             }
             Task::Node(name) if error.is(409) => {
@@ -350,7 +416,7 @@ impl Bridge {
             Task::Fetch(key) if !error.is_passing() => {
                 tracing::warn!(%key, %error, "what a pod names may not be read");
                 let key = Arc::clone(key);
-                self.work.succeeded(&task);
+                self.swift.succeeded(&task);
                 self.on_fetched(&key, None);
             }
             Task::Status(key) if !error.is_passing() => {
@@ -367,7 +433,7 @@ impl Bridge {
                 }
                 self.work.failed(task);
             }
-            _ => self.work.failed(task),
+            _ => self.line(&task.clone()).failed(task),
         }
     }
 }
@@ -385,7 +451,7 @@ pub(super) fn not_enrolled() -> Node {
 }
 
 /// What a node says under a key of its space of statuses.
-async fn report_of(broker: &broker::Handle, origin: Arc<str>, key: String) -> Option<Value> {
+pub(super) async fn report_of(broker: &broker::Handle, origin: Arc<str>, key: String) -> Option<Value> {
     let command = Command::StateGet { origin, space: "status".into(), key };
     match broker.call(command).await {
         Ok(Response::Entry(Some(entry))) => serde_json::from_slice(&entry.value()).ok(),
@@ -394,7 +460,7 @@ async fn report_of(broker: &broker::Handle, origin: Arc<str>, key: String) -> Op
 }
 
 /// Where the API has what stands in `fleet` under a key.
-fn path_of(key: &str) -> String {
+pub(super) fn path_of(key: &str) -> String {
     let mut parts = key.splitn(5, '/').skip(2);
     let mut part = || parts.next().unwrap_or_default();
     let (resource, namespace, name) = (part(), part(), part());

@@ -55,6 +55,16 @@ impl Watched {
         }
     }
 
+    const fn kind(self) -> &'static str {
+        match self {
+            Self::Pods => "Pod",
+            Self::Nodes => "Node",
+            Self::Secrets => "Secret",
+            Self::ConfigMaps => "ConfigMap",
+            Self::Accounts => "ServiceAccount",
+        }
+    }
+
     /// Without their contents: what is needed of them is fetched.
     const fn is_metadata(self) -> bool {
         matches!(self, Self::Secrets | Self::ConfigMaps | Self::Accounts)
@@ -135,7 +145,12 @@ async fn list(cluster: &Cluster, what: Watched, out: &mpsc::Sender<Input>) -> St
             Some(Value::Array(items)) => items,
             _ => Vec::new(),
         };
-        for object in items {
+        for mut object in items {
+            // A list says once what its items are.
+            if let Some(object) = object.as_object_mut() {
+                object.insert("apiVersion".to_owned(), "v1".into());
+                object.insert("kind".to_owned(), what.kind().into());
+            }
             if out.send(Input::Watched(what, Update::Seen(object))).await.is_err() {
                 return Ok(Err(Over));
             }
@@ -220,4 +235,84 @@ pub(super) fn escaped(text: &str) -> String {
         false => format!("%{byte:02X}"),
     });
     each.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use axum::{Router, extract::Query, routing::get};
+    use serde_json::json;
+
+    use super::{super::cluster::Source, *};
+
+    type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A server that lists `a` and `b` in two pages, then `c` alone; whose first watch shows a change and then
+    /// knows no more.
+    async fn server(asked: Asked) -> tempfile::NamedTempFile {
+        let answer = move |Query(query): Query<std::collections::BTreeMap<String, String>>| {
+            let asked = Arc::clone(&asked);
+            async move {
+                let said = |name: &str| query.get(name).cloned().unwrap_or_default();
+                let what = format!("{}{}", said("continue"), said("resourceVersion"));
+                let again = {
+                    let mut asked = asked.lock().unwrap();
+                    asked.push(what.clone());
+                    asked.iter().filter(|asked| asked.is_empty()).count() > 1
+                };
+                let item = |name: &str| json!({"metadata": {"name": name, "namespace": "n", "resourceVersion": "5"}});
+                let list = |name: &str, next: &str| {
+                    json!({"metadata": {"resourceVersion": "9", "continue": next}, "items": [item(name)]})
+                        .to_string()
+                };
+                match (what.as_str(), again) {
+                    ("", false) => list("a", "tok/en"),
+                    ("tok/en", false) => list("b", ""),
+                    ("", true) => list("c", ""),
+                    ("9", false) => {
+                        let event = json!({"type": "MODIFIED", "object": item("a")});
+                        let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}});
+                        format!("{event}\n{gone}\n")
+                    }
+                    _ => std::future::pending().await,
+                }
+            }
+        };
+        let app = Router::new().route("/api/v1/secrets", get(answer));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tasks = broker::Tasks::new();
+        tasks.spawn("test server", async move { drop(axum::serve(listener, app).await) });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let config = json!({"current-context": "c", "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "c", "user": {}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}]});
+        std::fs::write(file.path(), config.to_string()).unwrap();
+        file
+    }
+
+    #[tokio::test]
+    async fn what_is_too_old_to_go_on_from_is_listed_anew() {
+        let asked = Asked::default();
+        let file = server(Arc::clone(&asked)).await;
+        let cluster = Cluster::open(&Source::File(file.path().to_owned()), 10).await.unwrap();
+        let (out, mut inputs) = mpsc::channel(1);
+        let tasks = broker::Tasks::new();
+        tasks.spawn("test watch", follow(cluster, Watched::Secrets, out));
+        let mut told = Vec::new();
+        while told.len() < 8 {
+            let input = timeout(Duration::from_secs(20), inputs.recv()).await.unwrap().unwrap();
+            let Input::Watched(Watched::Secrets, update) = input else { panic!("{input:?}") };
+            told.push(match update {
+                Update::Begun => "begun".to_owned(),
+                Update::Complete => "complete".to_owned(),
+                Update::Seen(object) => json::text(&object, "metadata.name").to_owned(),
+                Update::Gone(_) => "gone".to_owned(),
+            });
+        }
+        assert_eq!(told, ["begun", "a", "b", "complete", "a", "begun", "c", "complete"]);
+        drop(inputs);
+        let asked = asked.lock().unwrap().clone();
+        assert_eq!(asked[..4], ["", "tok/en", "9", ""]);
+    }
 }

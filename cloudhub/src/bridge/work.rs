@@ -31,9 +31,13 @@ pub(super) enum Task {
     Delete(Arc<str>),
     /// A pod stays where it is while its node is away.
     Tolerate(Arc<str>),
+    /// A pod is made anew elsewhere, because its node is away.
+    Evict(Arc<str>),
+    /// Renew the Lease of a node.
+    Lease(Arc<str>),
     /// The mirror of a static pod.
     Static(Arc<str>),
-    /// An event, by number.
+    /// An event, by what makes two the same.
     Event(u64),
 }
 

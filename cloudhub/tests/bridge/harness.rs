@@ -4,13 +4,15 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use broker::{
     Handle,
-    event::{Command, Expect, Response, StateChange, StateOp},
+    event::{Command, Event, Expect, Front, Publish, Response, SessionOpen, StateChange, StateOp, Target},
+    seal::{self, SealKey},
     tasks::Drained,
 };
 use cloudhub::{hub::Hub, token::TokenRequest};
 use codec::proto::Want;
 use edgehub::{
     edge::Edge,
+    identity::Identity,
     join::{JoinOptions, join},
 };
 use hyper::Request;
@@ -18,9 +20,14 @@ use kube::{Client, Config, config::Kubeconfig};
 use ops::config::{Config as Settings, Role, Sources};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+const STOP: Duration = Duration::from_secs(15);
 /// How often something is looked at that nobody tells of.
 const LOOK: Duration = Duration::from_millis(20);
 pub(crate) const NODE: &str = "edge-1";
@@ -28,7 +35,7 @@ pub(crate) const NODE: &str = "edge-1";
 /// A hub, a node that is linked to it, and a client of its API.
 pub(crate) struct Site {
     pub(crate) hub: Hub,
-    pub(crate) edge: Edge,
+    edge: Option<Edge>,
     client: Client,
     hub_data: TempDir,
     node_data: TempDir,
@@ -54,8 +61,14 @@ pub(crate) async fn start_hub(data: &Path, more: &[(&'static str, &str)]) -> Hub
     Box::pin(Hub::start(&settings(Role::Cloud, data, &flags))).await.unwrap()
 }
 
-async fn start_edge(data: &Path) -> Edge {
-    let flags = [("--mqtt", "off"), ("--nats", "off"), ("--metrics", "off"), ("--anonymous", "true")];
+pub(crate) async fn start_edge(data: &Path) -> Edge {
+    let flags = [
+        ("--mqtt", "off"),
+        ("--nats", "off"),
+        ("--api", "off"),
+        ("--metrics", "off"),
+        ("--anonymous", "true"),
+    ];
     Box::pin(Edge::start(&settings(Role::Edge, data, &flags))).await.unwrap()
 }
 
@@ -81,15 +94,53 @@ impl Site {
     }
 
     async fn over(hub: Hub, hub_data: TempDir, node_data: TempDir) -> Self {
-        let edge = start_edge(node_data.path()).await;
+        let edge = Some(start_edge(node_data.path()).await);
         let client = client_of(hub.endpoints().kubeconfig.as_deref().unwrap()).await;
         Self { hub, edge, client, hub_data, node_data }
     }
 
-    pub(crate) async fn stop(self, within: Duration) -> (TempDir, TempDir) {
-        assert_eq!(Box::pin(self.edge.stop(within)).await, Drained::Clean);
-        assert_eq!(Box::pin(self.hub.stop(within)).await, Drained::Clean);
+    /// A site whose node is ready to run pods.
+    pub(crate) async fn ready() -> Self {
+        let site = Self::start().await;
+        site.node_appears().await;
+        site.report("node", &ready_report()).await;
+        site.until_node(|node| condition(node, "Ready") == "True" && node["spec"].get("taints").is_none())
+            .await;
+        site
+    }
+
+    pub(crate) async fn stop(mut self) -> (TempDir, TempDir) {
+        self.cut().await;
+        assert_eq!(Box::pin(self.hub.stop(STOP)).await, Drained::Clean);
         (self.hub_data, self.node_data)
+    }
+
+    /// Hub and node end and start again, with what they kept.
+    pub(crate) async fn restart(self) -> Self {
+        let (hub_data, node_data) = self.stop().await;
+        let hub = start_hub(hub_data.path(), &[("--kubernetes", "127.0.0.1:0")]).await;
+        Self::over(hub, hub_data, node_data).await
+    }
+
+    /// The node ends.
+    pub(crate) async fn cut(&mut self) {
+        if let Some(edge) = self.edge.take() {
+            assert_eq!(Box::pin(edge.stop(STOP)).await, Drained::Clean);
+        }
+    }
+
+    /// The node is back.
+    pub(crate) async fn mend(&mut self) {
+        self.edge = Some(start_edge(self.node_data.path()).await);
+    }
+
+    pub(crate) fn node(&self) -> &Handle {
+        self.edge.as_ref().unwrap().handle()
+    }
+
+    /// Requests of the bridge so far, of this verb and resource.
+    pub(crate) async fn requests(&self, verb: &str, resource: &str) -> u64 {
+        requests(&self.hub, verb, resource).await
     }
 
     /// Asks the API; the body of the answer, or the code of a refusal.
@@ -143,7 +194,7 @@ impl Site {
         self.until(&format!("/api/v1/namespaces/default/pods/{name}"), such).await
     }
 
-    async fn until(&self, path: &str, such: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, path: &str, such: impl Fn(&Value) -> bool) -> Value {
         let mut last = Ok(Value::Null);
         for _ in 0..SOON.as_millis() / LOOK.as_millis() {
             last = self.ask("GET", path, None).await;
@@ -155,6 +206,17 @@ impl Site {
             sleep(LOOK).await;
         }
         panic!("{path} stays {last:?}");
+    }
+
+    /// Looks until it is so.
+    pub(crate) async fn soon(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        for _ in 0..SOON.as_millis() / LOOK.as_millis() {
+            if holds().await {
+                return;
+            }
+            sleep(LOOK).await;
+        }
+        panic!("not soon: {what}");
     }
 
     pub(crate) async fn until_no_pod(&self, name: &str) {
@@ -170,15 +232,53 @@ impl Site {
 
     /// The node writes a key of its space of statuses.
     pub(crate) async fn report(&self, key: &str, value: &Value) {
-        let change = StateChange::Put(value.to_string().into());
-        let op = StateOp { space: "status".into(), key: key.to_owned(), change, expect: Expect::Any };
-        let written = self.edge.handle().call(Command::StateWrite(vec![op])).await.unwrap();
-        assert!(matches!(written, Response::Written(_)), "{written:?}");
+        report(self.node(), key, value).await;
+    }
+
+    /// The node publishes an event.
+    pub(crate) async fn tell(&self, event: &Value) {
+        let (session, _outbox) = self.node().open_session();
+        let open = SessionOpen {
+            session,
+            front: Front::Internal,
+            client_id: Arc::from(""),
+            clean_start: true,
+            expiry_s: 0,
+            receive_max: 100,
+            will: None,
+        };
+        self.node().send(Event::SessionOpened(open), 0).await.unwrap();
+        let frame = codec::proto::Frame {
+            topic: "$octobus/event".into(),
+            payload: event.to_string().into(),
+            ..Default::default()
+        };
+        let publish = Publish {
+            target: Target::Own,
+            frame: codec::encode(&frame),
+            qos: 1,
+            packet_id: 0,
+            dup: false,
+            retain: false,
+            reply: None,
+        };
+        self.node().send(Event::Published { session, messages: vec![publish] }, 0).await.unwrap();
+        self.node().send(Event::SessionClosed { session, clean: true }, 0).await.unwrap();
+    }
+
+    /// With what secrets are sealed, as the node was told when it joined.
+    fn secrets_key(&self) -> SealKey {
+        Identity::load(self.node_data.path()).unwrap().unwrap().secrets_key().expect("told at the enrolment")
     }
 
     /// What the node holds of `fleet` under a key.
     pub(crate) async fn held(&self, key: &str) -> Option<Value> {
-        fleet(self.edge.handle(), key).await.map(|value| serde_json::from_slice(&value).unwrap())
+        let value = fleet(self.node(), key).await?;
+        let value = match seal::is_sealed(&value) {
+            true => seal::open(&self.secrets_key(), key, &value).expect("sealed with the tier's key"),
+            false => value.to_vec(),
+        };
+        Some(serde_json::from_slice(&value).unwrap())
     }
 
     pub(crate) async fn until_held(&self, key: &str) -> Value {
@@ -218,8 +318,51 @@ impl Site {
     }
 
     pub(crate) async fn wanted(&self) -> Vec<String> {
-        let want = fleet(self.edge.handle(), &format!("want/{NODE}")).await.unwrap_or_default();
+        let want = fleet(self.node(), &format!("want/{NODE}")).await.unwrap_or_default();
         codec::decode::<Want>(want).unwrap().keys
+    }
+}
+
+/// A node writes a key of its space of statuses.
+pub(crate) async fn report(node: &Handle, key: &str, value: &Value) {
+    let change = StateChange::Put(value.to_string().into());
+    let op = StateOp { space: "status".into(), key: key.to_owned(), change, expect: Expect::Any };
+    let written = node.call(Command::StateWrite(vec![op])).await.unwrap();
+    assert!(matches!(written, Response::Written(_)), "{written:?}");
+}
+
+/// Requests of a hub's bridge so far, of this verb and resource, as its metrics say.
+pub(crate) async fn requests(hub: &Hub, verb: &str, resource: &str) -> u64 {
+    let mut stream = TcpStream::connect(hub.endpoints().metrics.unwrap()).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.unwrap();
+    let wanted = format!("octobus_kubernetes_requests_total{{verb=\"{verb}\",resource=\"{resource}\"}} ");
+    page.lines().find_map(|line| line.strip_prefix(&wanted)).map_or(0, |count| count.trim().parse().unwrap())
+}
+
+/// Revision of a key of `fleet`; 0 if there is none.
+pub(crate) async fn revision(handle: &Handle, key: &str) -> u64 {
+    let command = Command::StateGet { origin: Arc::from(""), space: "fleet".into(), key: key.to_owned() };
+    match handle.call(command).await.unwrap() {
+        Response::Entry(entry) => entry.map_or(0, |entry| entry.revision),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Keys of `fleet` with this prefix.
+pub(crate) async fn keys(handle: &Handle, prefix: &str) -> Vec<String> {
+    let command = Command::StateList {
+        origin: Arc::from(""),
+        space: "fleet".into(),
+        prefix: prefix.to_owned(),
+        after: None,
+        limit: 10_000,
+        at: None,
+    };
+    match handle.call(command).await.unwrap() {
+        Response::Entries { entries, .. } => entries.into_iter().map(|entry| entry.key).collect(),
+        other => panic!("{other:?}"),
     }
 }
 
