@@ -91,6 +91,15 @@ Examples:
 The token comes from `octobus token create` at the hub, works for one node and a short time. It tells this
 machine which hub is the right one, so nothing can stand in between. May be repeated until it succeeds.")]
     Join(JoinArgs),
+    /// Make a Kubernetes cluster ready for a hub: its account and its rights, no more than it needs
+    #[command(after_help = "\
+Examples:
+  octobus init --kubeconfig admin.conf --out /etc/octobus/cluster.conf
+  octobus init --print > bridge.yaml
+
+Applies a namespace, a service account, a ClusterRole and its binding. May be repeated: a hub's kubeconfig is good
+for a year at most.")]
+    Init(InitArgs),
     /// Publish one message
     #[command(after_help = "\
 Examples:
@@ -355,6 +364,19 @@ pub(crate) struct TokenArgs {
     /// How to print: text is the token alone
     #[arg(short, long, value_enum, default_value_t = Rows::Text)]
     pub(crate) output: Rows,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Kubeconfig of an administrator of the cluster
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Write a kubeconfig for the hub here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print what would be applied, and apply nothing
+    #[arg(long)]
+    pub(crate) print: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ mod dev;
 mod doctor;
 mod exit;
 mod get;
+mod init;
 mod loadtest;
 mod log;
 mod messages;
@@ -48,6 +49,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Edge(args) => Box::pin(serve::edge(&args)).await,
         Command::Token(TokenCommand::Create(args)) => token::create(&args).await,
         Command::Join(args) => token::join(&args).await,
+        Command::Init(args) => Box::pin(init::run(&args)).await,
         Command::Pub(args) => messages::publish(args).await,
         Command::Sub(args) => messages::subscribe(&args).await,
         Command::Get(args) => get::run(&args).await,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // all of it is tests, also what stands beside the `#[test]` functions
 
 mod a_backup_is_another_life;
+mod a_cluster_and_its_nodes;
 mod a_fleet_under_fire;
 mod a_node_stays_in_its_subtree;
 mod a_relay_in_between;
