@@ -18,7 +18,7 @@ pub mod claims;
 pub mod connection;
 pub mod follow;
 pub mod live;
-mod metrics;
+pub mod metrics;
 pub mod mirror;
 pub mod names;
 pub mod setup;

@@ -22,7 +22,10 @@ use crate::{
     ca::Authority,
     fabric::{
         Fabric, Local,
-        nats::{self, Identity, Tier, store::NatsStore},
+        nats::{
+            self, Identity, Tier,
+            store::{NatsStore, Told},
+        },
     },
 };
 
@@ -38,8 +41,8 @@ pub(super) struct Engine {
     pub(super) fabric: Arc<dyn Fabric>,
     /// Of a hub that is alone.
     pub(super) own: Option<OwnStore>,
-    /// Of a replica.
-    tier: Option<Tier>,
+    /// Of a replica, and what its store counts.
+    tier: Option<(Tier, Told)>,
 }
 
 /// A store that is this process's own.
@@ -102,13 +105,14 @@ impl Engine {
         let mut instance = [0; 16];
         getrandom::fill(&mut instance)?;
         let core = CoreConfig::replica(&fabric.replica, authority.tier(), instance, getrandom::u64()?);
+        let told = store.told();
         let handle = driver::start(configured(core, config), store, recovered, tasks);
-        Ok(Self { handle, fabric: Arc::new(tier.clone()), own: None, tier: Some(tier) })
+        Ok(Self { handle, fabric: Arc::new(tier.clone()), own: None, tier: Some((tier, told)) })
     }
 
     /// Of a replica: where others may dial it. Said with its lease.
     pub(super) fn advertise(&self, address: String) {
-        if let Some(tier) = &self.tier {
+        if let Some((tier, _told)) = &self.tier {
             tier.claims().advertise(address);
         }
     }
@@ -123,9 +127,10 @@ impl Engine {
         exporter: &Exporter,
         readiness: &Readiness,
     ) -> Result<(), StartError> {
-        let Some(tier) = &self.tier else { return Ok(()) };
+        let Some((tier, told)) = &self.tier else { return Ok(()) };
         tier.start(&self.handle, tasks).await?;
         exporter.register(tier.metrics());
+        exporter.register(nats::metrics::store(told.clone()));
         let (tier, readiness, stopped) = (tier.clone(), readiness.clone(), tasks.stopped());
         tasks.spawn("readiness of the tier", async move {
             let mut not_ready = None;

@@ -4,7 +4,30 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use ops::metrics::{Collect, Kind, Text};
 
-use super::Tier;
+use super::{Tier, store::Told};
+
+/// Metrics of what a replica's store writes, to be registered once.
+#[must_use]
+pub fn store(told: Told) -> Collect {
+    Arc::new(move |text: &mut Text| {
+        let counts = told.counts();
+        for (name, help, value) in [
+            ("batches", "Messages of Logs that were written.", counts.batches),
+            ("records", "Records in them.", counts.records),
+            ("entries", "Entries of nodes' State that were written.", counts.entries),
+            ("repeated", "Records that turned out to be there.", counts.repeated),
+            ("conflicts", "Writes that found another message than expected.", counts.conflicts),
+            ("unknown", "Writes of which nobody knew at first whether they happened.", counts.unknown),
+            ("unfit", "Nodes that were let go because their Logs did not fit.", counts.fenced),
+            ("full", "Writes that met a full stream.", counts.full),
+            ("letters", "Records that NATS can never hold.", counts.letters),
+        ] {
+            let name = format!("octobus_tier_{name}_total");
+            text.family(&name, Kind::Counter, help);
+            text.sample(&name, &[], value);
+        }
+    })
+}
 
 impl Tier {
     /// Metrics of this replica's part of the tier, to be registered once.

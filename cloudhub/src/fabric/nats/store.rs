@@ -25,6 +25,7 @@ mod state;
 use std::{
     collections::VecDeque,
     pin::Pin,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
@@ -68,6 +69,22 @@ pub struct NatsStore {
     lanes: Lanes,
     work: FuturesUnordered<Work>,
     events: VecDeque<StoreEvent>,
+    told: Told,
+}
+
+/// What a store counts, for whoever shows it.
+#[derive(Debug, Clone, Default)]
+pub struct Told(Arc<Mutex<Counts>>);
+
+impl Told {
+    /// Since the store was opened.
+    ///
+    /// # Panics
+    /// Never: nothing panics under its lock.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        *self.0.lock().expect("no panic under this lock")
+    }
 }
 
 impl std::fmt::Debug for NatsStore {
@@ -90,15 +107,22 @@ impl NatsStore {
         let lanes = Lanes::new(connection.max_payload());
         let site = Site::look(connection, claims).await?;
         let disturbances = site.connection.disturbances();
-        let store = Self { site, feed, lanes, work: FuturesUnordered::new(), events: VecDeque::new() };
+        let store = Self {
+            site,
+            feed,
+            lanes,
+            work: FuturesUnordered::new(),
+            events: VecDeque::new(),
+            told: Told::default(),
+        };
         store.hear(disturbances);
         Ok((store, Recovered::default()))
     }
 
-    /// What was written, met and put aside since this store was opened.
+    /// What was written, met and put aside: to be looked at while the store runs.
     #[must_use]
-    pub const fn counts(&self) -> Counts {
-        self.lanes.counts
+    pub fn told(&self) -> Told {
+        self.told.clone()
     }
 
     fn hear(&self, mut disturbances: watch::Receiver<u64>) {
@@ -122,6 +146,7 @@ impl NatsStore {
         while let Some(news) = self.lanes.take_news() {
             self.events.push_back(StoreEvent::Tier(news));
         }
+        *self.told.0.lock().expect("no panic under this lock") = self.lanes.counts;
     }
 
     fn read_down(&mut self, request: ReadRequest) {
