@@ -128,10 +128,10 @@ fn buckets_and_streams_that_are_deleted_under_nodes_remove_nothing_from_them() {
 }
 
 /// One node, and what it has done.
-struct Node {
-    name: String,
-    edge: Edge,
-    published: Arc<AtomicU64>,
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) edge: Edge,
+    pub(crate) published: Arc<AtomicU64>,
 }
 
 fn under_fire(servers: usize, nodes: usize, time: Duration) {
@@ -232,16 +232,17 @@ pub(crate) async fn connect(tier: &Tier) -> Connection {
     Connection::open(&access, SHARDS).await.unwrap()
 }
 
-fn own_key(node: &str) -> String {
+pub(crate) fn own_key(node: &str) -> String {
     format!("obj/core/configmaps/ns/{node}")
 }
 
-async fn start_node(name: &str, url: String, token: String, data: &Path, hubs: &str) -> Node {
+pub(crate) async fn start_node(name: &str, url: String, token: String, data: &Path, hubs: &str) -> Node {
     Box::pin(join(data, &JoinOptions { hub: url, token, again: false })).await.unwrap();
     let flags = [
         ("--data", data.to_str().unwrap()),
         ("--hub", hubs),
         ("--mqtt", "off"),
+        ("--api", "off"),
         ("--nats", "off"),
         ("--metrics", "off"),
         ("--anonymous", "true"),
@@ -254,7 +255,7 @@ async fn start_node(name: &str, url: String, token: String, data: &Path, hubs: &
 }
 
 /// Durable telemetry: the number of each message is its payload; each tenth is retained too.
-async fn publish(broker: Handle, published: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
+pub(crate) async fn publish(broker: Handle, published: Arc<AtomicU64>, stop: Arc<AtomicBool>) {
     let (session, mut outbox) = broker.open_session();
     let open = SessionOpen {
         session,
@@ -300,7 +301,7 @@ async fn publish(broker: Handle, published: Arc<AtomicU64>, stop: Arc<AtomicBool
 }
 
 /// Holds that no key of `fleet` at a node ever goes back.
-async fn watch(node: String, broker: Handle, backwards: Arc<Mutex<Vec<String>>>) {
+pub(crate) async fn watch(node: String, broker: Handle, backwards: Arc<Mutex<Vec<String>>>) {
     let mut held: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     loop {
         for entry in fleet_of(&broker).await {
@@ -314,7 +315,7 @@ async fn watch(node: String, broker: Handle, backwards: Arc<Mutex<Vec<String>>>)
     }
 }
 
-async fn fleet_of(broker: &Handle) -> Vec<StateEntry> {
+pub(crate) async fn fleet_of(broker: &Handle) -> Vec<StateEntry> {
     state_of(broker, "", "fleet").await
 }
 
@@ -373,7 +374,7 @@ fn page(address: SocketAddr) -> Option<String> {
 }
 
 /// Waits until a node holds nothing that was not acknowledged above.
-async fn arrived(node: &Node) {
+pub(crate) async fn arrived(node: &Node) {
     let until = clock::now() + CALM;
     loop {
         let Ok(Response::Stats(stats)) = node.edge.handle().call(Command::Stats).await else {
@@ -432,7 +433,7 @@ pub(crate) async fn once_in_order(nats: &Connection, node: &str, published: u64)
 }
 
 /// What the node has retained is what the tier holds of it.
-async fn retained_is_equal(nats: &Connection, node: &Node) {
+pub(crate) async fn retained_is_equal(nats: &Connection, node: &Node) {
     let until = clock::now() + CALM;
     for entry in state_of(node.edge.handle(), &node.name, "retained").await {
         loop {
@@ -451,7 +452,7 @@ async fn retained_is_equal(nats: &Connection, node: &Node) {
 }
 
 /// What the node wants is what the tier says.
-async fn fleet_is_equal(nats: &Connection, node: &Node) {
+pub(crate) async fn fleet_is_equal(nats: &Connection, node: &Node) {
     let until = clock::now() + CALM;
     for key in
         ["obj/core/configmaps/ns/common".to_owned(), own_key(&node.name), format!("want/{}", node.name)]

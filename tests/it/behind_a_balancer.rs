@@ -172,7 +172,7 @@ fn node(way: Way, number: u32, admin: &Path, folder: &Path, on: &Machine) -> Nod
     let join = ["join", "--hub", &hub, "--token", &token, "--data", data.to_str().unwrap()];
     octobus_at(Place::On(on), &join).ok();
     let args = ["--hub", &way.hubs(), "--config", file.to_str().unwrap()];
-    let off = ["--mqtt", "off", "--nats", "off", "--metrics", "off"];
+    let off = ["--mqtt", "off", "--nats", "off", "--api", "off", "--metrics", "off"];
     let running = Octobus::on_machine(Role::Edge, &data, on).args(&args).args(&off).start();
     Node { name, way, running, published: AtomicU64::new(0) }
 }

@@ -9,6 +9,7 @@ mod a_fleet_under_fire;
 mod a_node_stays_in_its_subtree;
 mod a_relay_in_between;
 mod a_tier_of_hubs;
+mod a_tier_that_forgets;
 mod a_tier_under_fire;
 mod behind_a_balancer;
 mod bulk_delays_no_alarm;

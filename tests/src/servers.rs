@@ -158,6 +158,12 @@ impl NatsServers {
         [(one, other), (other, one)].into_iter().filter_map(|pair| self.routes.get(&pair))
     }
 
+    /// Where a server keeps what it acknowledged.
+    #[must_use]
+    pub fn store(&self, number: usize) -> PathBuf {
+        self.servers[number].folder.join("store")
+    }
+
     /// Whether a server runs.
     #[must_use]
     pub fn runs(&self, number: usize) -> bool {

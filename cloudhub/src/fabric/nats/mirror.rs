@@ -8,7 +8,8 @@
 //! A bucket that is deleted under running hubs removes nothing: no tombstone is told, nodes keep what they have,
 //! a condition says so. It is made anew with a greater incarnation, what this replica holds of it is put where
 //! nobody was faster, and a barrier says when that is complete. Any replica may do so: each puts only what is not
-//! there, and the barrier comes last.
+//! there, and the barrier comes last. One that lost its end (a server with an older disk) first gets again what stood
+//! there, over what is older, and begins a new incarnation then.
 
 use std::{
     collections::BTreeMap,
@@ -147,7 +148,7 @@ impl Mirror {
         let mut incarnation = 0;
         let mut whole = false;
         // What a bucket held that is no more, to be put into the one that takes its place.
-        let mut lost: Option<BTreeMap<String, Bytes>> = None;
+        let mut lost: Option<Held> = None;
         loop {
             match follow.next().await {
                 Followed::Began { incarnation: begun } => {
@@ -199,7 +200,9 @@ impl Mirror {
                 Followed::WentBack { read, holds } => {
                     tracing::error!(space, read, holds, "NATS lost acknowledged writes of this space");
                     if lost.is_none() && whole {
-                        lost = Some(shared.held(bucket, &broker).await);
+                        let held = shared.held(bucket, &broker).await;
+                        shared.restore(bucket, &held, holds).await;
+                        lost = Some(held);
                     }
                     shared.begin_anew(bucket, incarnation, &broker).await;
                 }
@@ -329,9 +332,9 @@ impl Shared {
     }
 
     /// What this replica holds of a bucket.
-    async fn held(&self, bucket: Bucket, broker: &Handle) -> BTreeMap<String, Bytes> {
+    async fn held(&self, bucket: Bucket, broker: &Handle) -> Held {
         if bucket == Bucket::Sys {
-            return self.sys().iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
+            return self.sys().clone();
         }
         let mut held = BTreeMap::new();
         let mut after = None;
@@ -341,7 +344,7 @@ impl Shared {
             let list = Command::StateList { origin, space, prefix, after, limit: PAGE, at: None };
             let Ok(Response::Entries { entries, more, .. }) = broker.call(list).await else { return held };
             after = entries.last().map(|entry| entry.key.clone());
-            held.extend(entries.iter().map(|entry| (entry.key.clone(), entry.value())));
+            held.extend(entries.iter().map(|entry| (entry.key.clone(), (entry.value(), entry.revision))));
             if !more {
                 return held;
             }
@@ -362,6 +365,25 @@ impl Shared {
         if let Err(error) = setup::ensure(&self.connection, config).await {
             tracing::error!(bucket = name, %error, "the bucket cannot be made anew; create it by hand");
         }
+    }
+
+    /// The bucket ends at `holds`: writes again what this replica knows to have stood behind that, where nothing
+    /// newer is. Before the new incarnation begins, so that nobody is told older values in it; the barrier last, so
+    /// that nothing is missing in front of it. What was deleted behind it is there again.
+    async fn restore(&self, bucket: Bucket, held: &Held, holds: u64) {
+        let newer = held.iter().filter(|(key, (_, revision))| *key != BARRIER && *revision > holds);
+        let barrier = held.get_key_value(BARRIER);
+        let mut count = 0_usize;
+        for (key, (value, _)) in newer.chain(barrier) {
+            match self.put_over(bucket, key, value, holds).await {
+                Ok(put) => count += usize::from(put),
+                Err(error) => {
+                    tracing::error!(bucket = bucket.name(), key, %error, "what NATS lost could not be written again");
+                    break;
+                }
+            }
+        }
+        tracing::warn!(bucket = bucket.name(), count, "wrote again what NATS had lost");
     }
 
     /// The bucket holds less than was read of it: what is written now would take revisions that others know with
@@ -390,11 +412,11 @@ impl Shared {
     }
 
     /// Puts back what was held and a new bucket lacks, then says that it is complete.
-    async fn put_back(&self, bucket: Bucket, mut held: BTreeMap<String, Bytes>, broker: &Handle) {
+    async fn put_back(&self, bucket: Bucket, mut held: Held, broker: &Handle) {
         let name = bucket.name();
         let had_barrier = held.remove(BARRIER).is_some();
         let mut count = 0_usize;
-        for (key, value) in held {
+        for (key, (value, _)) in held {
             match self.put_absent(bucket, &key, value).await {
                 Ok(true) => count += 1,
                 Ok(false) => {}
@@ -416,22 +438,47 @@ impl Shared {
         condition(broker, name, None).await;
     }
 
-    /// False: it is there, or was. Tried again for as long as the servers are electing.
+    /// False: it is there, or was.
     async fn put_absent(&self, bucket: Bucket, key: &str, value: Bytes) -> Result<bool, NatsError> {
+        self.put_over(bucket, key, &value, 0).await
+    }
+
+    /// Puts a value where there never was one, or over one of a revision up to this; false: a newer one is there.
+    /// Tried again for as long as the servers are electing.
+    async fn put_over(&self, bucket: Bucket, key: &str, value: &Bytes, upto: u64) -> Result<bool, NatsError> {
         let mut tries = 0;
         loop {
-            match self.connection.put(bucket, key, Some(value.clone()), Some(0)).await {
-                Ok(_revision) => return Ok(true),
+            match self.try_put_over(bucket, key, value, upto).await {
                 Err(NatsError::Conflict) => return Ok(false),
                 Err(NatsError::Unavailable | NatsError::Unknown(_)) if tries < PUT_TRIES => {
                     tries += 1;
                     tokio::time::sleep(PUT_RETRY).await;
                 }
-                Err(error) => return Err(error),
+                done => return done,
             }
         }
     }
+
+    async fn try_put_over(
+        &self,
+        bucket: Bucket,
+        key: &str,
+        value: &Bytes,
+        upto: u64,
+    ) -> Result<bool, NatsError> {
+        let mut there = 0;
+        if upto > 0 {
+            there = self.connection.get(bucket, key).await?.map_or(0, |entry| entry.revision);
+        }
+        if there > upto {
+            return Ok(false);
+        }
+        self.connection.put(bucket, key, Some(value.clone()), Some(there)).await.map(|_revision| true)
+    }
 }
+
+/// What a replica holds of a bucket: value and revision of each key.
+type Held = BTreeMap<String, (Bytes, u64)>;
 
 /// How often streams that are not followed are looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
