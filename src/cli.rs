@@ -1,5 +1,7 @@
 //! What can be typed. The help texts teach: each command says what it is for and shows it.
 
+pub(crate) mod ctl;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -124,6 +126,16 @@ Examples:
   octobus get streams --admin HUB/admin.sock -o json
   octobus get state --space twin --node edge-1 --data DATA")]
     Get(GetArgs),
+    /// At a node's machine: its pods, their logs, commands in them; needs neither hub nor network
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  octobus ctl get pods -A
+  octobus ctl logs -f web-1
+  octobus ctl exec -it web-1 -- sh"
+    )]
+    Ctl(ctl::Ctl),
     /// Set a key of a State space that the process owns
     #[command(after_help = "\
 Examples:

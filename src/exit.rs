@@ -8,7 +8,7 @@ use ops::{client::ClientError, config::ConfigError};
 pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 /// Why a command did not do what it was asked.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     code: u8,
     message: String,
@@ -18,6 +18,11 @@ impl Failure {
     /// 1: it was tried and failed.
     pub(crate) fn failed(message: impl Display) -> Self {
         Self { code: 1, message: message.to_string() }
+    }
+
+    /// The code of a command that was run for somebody.
+    pub(crate) fn with_code(code: u8, message: &str) -> Self {
+        Self { code, message: message.to_owned() }
     }
 
     /// 2: what was asked for makes no sense.

@@ -4,6 +4,7 @@
 
 mod backup;
 mod cli;
+mod ctl;
 mod dev;
 mod doctor;
 mod exit;
@@ -64,6 +65,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Backup(args) => backup::backup(&args).await,
         Command::Restore(args) => backup::restore(&args),
         Command::Fsck(args) => backup::fsck(&args),
+        Command::Ctl(command) => Box::pin(ctl::run(command)).await,
         Command::Top(args) => top::run(&args).await,
         Command::Ping(args) => ping::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await,

@@ -37,6 +37,11 @@ impl Table {
         Self { rows: vec![heading.iter().map(|text| (*text).to_owned()).collect()] }
     }
 
+    /// Rows that go on below an earlier table.
+    pub(crate) fn without_heading() -> Self {
+        Self { rows: Vec::new() }
+    }
+
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
@@ -59,6 +64,12 @@ impl Table {
             }
         }
         text
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.render())
     }
 }
 

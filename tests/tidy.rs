@@ -29,7 +29,7 @@ const NAMED_IN: [(&str, &[&str]); 19] = [
     ("quinn", &[]),
     ("quinn_proto", &["broker/src/link/quic"]),
     ("quinn_udp", &["broker/src/link/quic"]),
-    ("tokio_tungstenite", &["broker/src/link/websocket"]),
+    ("tokio_tungstenite", &["broker/src/link/websocket", "src/ctl/exec"]),
     ("heed", &["broker/src/store/lmdb"]),
     ("io_uring", &["broker/src/store/"]),
     ("rumqttd", &["broker/src/front/mqtt"]),

@@ -27,7 +27,7 @@ use broker::{
 use codec::Class;
 use edged::{Choice, Edged, Options};
 use ops::{
-    admin::{self, Admin, AdminError, AdminSocket, backup::Backups},
+    admin::{self, Admin, AdminError, AdminSocket, backup::Backups, pipe::Pipes},
     config::{Config, edged::Runtime},
     endpoints::Endpoints,
     metrics::{self, Exporter, Readiness},
@@ -39,7 +39,7 @@ use crate::{
     downlink::{self, Downlink},
     identity::{Identity, IdentityError},
     join,
-    local::LocalApi,
+    local::{AtTheMachine, LocalApi},
     uplink::Uplink,
 };
 
@@ -132,9 +132,8 @@ impl Edge {
         let mut sockets = sockets;
         let identity = edge.keep_linked(config, identity, sockets.quic.take(), status, &exporter);
         edge.run_pods(config, identity.clone());
-        let started = edge.serve_api(config, &mut sockets, identity);
-        let started = match started {
-            Ok(()) => edge.serve(config, auth, sockets, exporter, copier).await,
+        let started = match edge.serve_api(config, sockets.api.take(), identity) {
+            Ok(api) => edge.serve(config, auth, sockets, api, exporter, copier).await,
             Err(error) => Err(error),
         };
         match started.and_then(|()| Ok(instance.confirm(&config.data)?)) {
@@ -271,10 +270,9 @@ impl Edge {
     fn serve_api(
         &mut self,
         config: &Config,
-        sockets: &mut Sockets,
+        listener: Option<TcpListener>,
         identity: watch::Receiver<Option<Arc<Identity>>>,
-    ) -> Result<(), StartError> {
-        let (Some(listener), Some(address)) = (sockets.api.take(), self.endpoints.api) else { return Ok(()) };
+    ) -> Result<Arc<dyn Pipes>, StartError> {
         let api = LocalApi {
             node: Arc::clone(&self.name),
             data: &config.data,
@@ -283,9 +281,9 @@ impl Edge {
             identity,
             tasks: self.fronts.clone(),
         };
-        let serving = api.serve(address, listener)?;
-        self.endpoints.api_kubeconfig = Some(serving.kubeconfig);
-        Ok(())
+        let serving = api.serve(listener)?;
+        self.endpoints.api_kubeconfig = serving.kubeconfig;
+        Ok(Arc::new(AtTheMachine(serving.api)))
     }
 
     async fn serve(
@@ -293,6 +291,7 @@ impl Edge {
         config: &Config,
         auth: Auth,
         sockets: Sockets,
+        api: Arc<dyn Pipes>,
         exporter: Exporter,
         copier: Copier,
     ) -> Result<(), StartError> {
@@ -327,7 +326,8 @@ impl Edge {
         let routes =
             admin::router(Admin { broker, tasks, exporter, links: Arc::clone(&self.links), tier: None });
         let backups = Backups { copier, data: config.data.clone(), tasks: self.fronts.clone() };
-        admin_socket.serve(routes.merge(admin::backup::router(backups)), &self.fronts);
+        let routes = routes.merge(admin::backup::router(backups));
+        admin_socket.serve(routes.merge(admin::pipe::router(api, self.fronts.clone())), &self.fronts);
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The node's own API: where it listens, and how it reaches the hub.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{path::Path, pin::Pin, sync::Arc};
 
 use broker::{
     Handle, Tasks,
@@ -14,6 +14,7 @@ use kubeapi::{
     KUBERNETES, LocalOptions, LocalServing, PkiError,
     nodes::{NodeStreams, Opening, Unreachable},
 };
+use ops::admin::pipe::{Pipe, Pipes};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::identity::Identity;
@@ -29,8 +30,8 @@ pub(crate) struct LocalApi<'a> {
 }
 
 impl LocalApi<'_> {
-    /// Serves at this socket.
-    pub(crate) fn serve(self, address: SocketAddr, listener: TcpListener) -> Result<LocalServing, PkiError> {
+    /// Serves at this socket, if there is one, and to who comes by the admin socket.
+    pub(crate) fn serve(self, listener: Option<TcpListener>) -> Result<LocalServing, PkiError> {
         let identity = self.identity;
         let options = LocalOptions {
             node: self.node,
@@ -41,7 +42,22 @@ impl LocalApi<'_> {
             hub: Arc::new(Hub(self.links)),
             containers: None,
         };
-        kubeapi::serve_local(options, address, vec![listener])
+        kubeapi::serve_local(options, listener)
+    }
+}
+
+/// Who comes by the admin socket.
+#[derive(Debug)]
+pub(crate) struct AtTheMachine(pub(crate) kubeapi::LocalApi);
+
+impl Pipes for AtTheMachine {
+    fn serve(&self, pipe: Box<dyn Pipe>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            match self.0.front().await {
+                Ok(front) => front.serve_admin(pipe).await,
+                Err(error) => tracing::error!(%error, "the node's API does not serve"),
+            }
+        })
     }
 }
 

@@ -28,7 +28,13 @@ mod life;
 mod merge;
 mod mirror;
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use broker::{Handle, Tasks, core, driver, seal::SealKey, store::mem::MemStore};
 use hyper::HeaderMap;
@@ -91,7 +97,7 @@ pub struct LocalApi {
 #[derive(Debug)]
 struct Inner {
     options: LocalOptions,
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     made: OnceCell<Front>,
 }
 
@@ -100,28 +106,25 @@ struct Inner {
 pub struct LocalServing {
     /// The API, for those in the same process.
     pub api: LocalApi,
-    /// The kubeconfig of this machine's administrator.
-    pub kubeconfig: PathBuf,
+    /// The kubeconfig of this machine's administrator, if it listens anywhere.
+    pub kubeconfig: Option<PathBuf>,
     /// The certificate of the CA that signs the server's, PEM. Pods find it in `kube-root-ca.crt`, behind that of
     /// the cluster: a client takes either.
     pub ca: String,
 }
 
-/// Serves at these sockets until the tasks are asked to stop; the first is where the kubeconfig points to.
+/// Serves at this socket, if there is one, until the tasks are asked to stop.
 ///
 /// # Errors
 /// The authority cannot be opened or written.
-pub fn serve_local(
-    options: LocalOptions,
-    address: SocketAddr,
-    listeners: Vec<TcpListener>,
-) -> Result<LocalServing, PkiError> {
+pub fn serve_local(options: LocalOptions, listener: Option<TcpListener>) -> Result<LocalServing, PkiError> {
     let pki = Pki::open(&options.folder)?;
-    let kubeconfig = pki.kubeconfig(address)?;
+    let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
+    let kubeconfig = address.map(|address| pki.kubeconfig(address)).transpose()?;
     let ca = pki.ca_pem().to_owned();
     let tasks = options.tasks.clone();
     let api = LocalApi { inner: Arc::new(Inner { options, address, made: OnceCell::new() }) };
-    for listener in listeners {
+    if let Some(listener) = listener {
         tasks.spawn("local api", api.clone().listen(listener, tasks.clone()));
     }
     Ok(LocalServing { api, kubeconfig, ca })
@@ -153,9 +156,10 @@ impl LocalApi {
     }
 }
 
-async fn make(options: &LocalOptions, address: SocketAddr) -> Result<Front, PkiError> {
+async fn make(options: &LocalOptions, address: Option<SocketAddr>) -> Result<Front, PkiError> {
     let pki = Pki::open(&options.folder)?;
-    let tls = pki.tls(&[address.ip()])?;
+    let at: Vec<IpAddr> = address.iter().map(SocketAddr::ip).collect();
+    let tls = pki.tls(&at)?;
     let life = life::next(&options.folder)?;
     let mem = MemStore::of_logs();
     let config = core::Config::hub("local", "local", [0; 16], life);

@@ -20,6 +20,7 @@
 //! | `POST /v1/backup?to=` | NDJSON of one [`Manifest`](broker::store::backup::Manifest), or a problem |
 //! | `GET /v1/ping?node=&count=&bytes=` | a [`PingRow`](crate::api::PingRow): an echo over a link |
 //! | `POST /v1/publish?topic=&node=&qos=&retain=` | done, once durable for QoS 1; the body is the payload |
+//! | `GET /v1/kubernetes`, upgraded | a connection to the node's own API ([`pipe`]) |
 //! | `GET /v1/subscribe?filter=&node=` | NDJSON of [`MessageRow`](crate::api::MessageRow), without end |
 //!
 //! Whoever composes the process merges further routes into the router (`POST /v1/tokens` at a hub).
@@ -29,6 +30,7 @@ mod client_session;
 mod logs;
 mod messages;
 mod ping;
+pub mod pipe;
 mod state;
 mod stream;
 pub mod tier;

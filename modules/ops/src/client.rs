@@ -9,12 +9,12 @@ use std::{
 use broker::Tasks;
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::api::Problem;
+use crate::{admin::pipe::PROTOCOL, api::Problem};
 
 /// A local process answers at once or is stuck. Streams may be silent for longer once they have begun.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -146,6 +146,36 @@ impl Client {
     pub async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Lines, ClientError> {
         let response = self.request(Method::GET, path, query, BYTES, Bytes::new()).await?;
         Ok(Lines { body: response.into_body(), buffer: BytesMut::new(), socket: self.socket.clone() })
+    }
+
+    /// A connection to what stands behind this path ([`pipe`](crate::admin::pipe)).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn pipe(&self, path: &str) -> Result<Upgraded, ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|source| self.unreachable(source))?;
+        let broken = |error: hyper::Error| self.broken(&error.to_string());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        self.tasks.spawn("admin client", async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "admin connection ended");
+            }
+        });
+        let request = Request::get(path)
+            .header("host", "octobus")
+            .header("connection", "upgrade")
+            .header("upgrade", PROTOCOL)
+            .body(Full::new(Bytes::new()))
+            .expect("a path of ours");
+        let answer = tokio::time::timeout(ANSWER_WITHIN, sender.send_request(request)).await;
+        let response = answer
+            .map_err(|_elapsed| self.broken(&format!("no answer within {ANSWER_WITHIN:?}")))?
+            .map_err(broken)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.refused(response).await);
+        }
+        hyper::upgrade::on(response).await.map_err(broken)
     }
 
     async fn request(

@@ -74,8 +74,9 @@ where
 {
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES_MAX);
-    let mut connection =
-        Box::pin(builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(router)));
+    let mut connection = Box::pin(
+        builder.serve_connection(TokioIo::new(io), TowerToHyperService::new(router)).with_upgrades(),
+    );
     let lived = async {
         match lifetime {
             Some(lifetime) => sleep(lifetime).await,

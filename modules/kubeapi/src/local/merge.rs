@@ -9,6 +9,8 @@ const ROOT_CA: &str = "kube-root-ca.crt";
 
 /// A pod with the status that this node gave it last. What was said of an earlier pod of the name is not its.
 pub(super) fn pod(mut pod: Value, reported: Option<&Value>) -> Value {
+    // Of a pod that nobody has spoken of yet.
+    json::default(&mut pod, "status.phase", "Pending");
     let Some(reported) = reported else { return pod };
     if json::text(reported, "uid") == json::text(&pod, "metadata.uid")
         && let Some(status) = json::at(reported, "status")

@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use broker::{Tasks, core, driver, store::mem::MemStore};
+use broker::{
+    Tasks,
+    core::{self, WindowBounds},
+    driver,
+    store::mem::MemStore,
+};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, Response, body::Incoming, client::conn::http1};
@@ -29,17 +34,31 @@ impl TestServer {
         Self::with_tokens(Vec::new()).await
     }
 
+    /// One whose changes are known for this many.
+    pub(crate) async fn with_window(changes: usize) -> Self {
+        Self::of(Vec::new(), None, WindowBounds { changes, ..WindowBounds::DEFAULT }).await
+    }
+
     pub(crate) async fn with_tokens(tokens: Vec<StaticToken>) -> Self {
         Self::with(tokens, None).await
     }
 
-    pub(crate) async fn with(mut tokens: Vec<StaticToken>, nodes: Option<Arc<dyn NodeStreams>>) -> Self {
+    pub(crate) async fn with(tokens: Vec<StaticToken>, nodes: Option<Arc<dyn NodeStreams>>) -> Self {
+        Self::of(tokens, nodes, WindowBounds::DEFAULT).await
+    }
+
+    async fn of(
+        mut tokens: Vec<StaticToken>,
+        nodes: Option<Arc<dyn NodeStreams>>,
+        window: WindowBounds,
+    ) -> Self {
         tokens.push(token("admin-token", "admin", &["system:masters"]));
         let folder = tempfile::tempdir().unwrap();
         let tasks = Tasks::new();
         let store = MemStore::auto();
         let recovered = store.recover();
-        let config = core::Config::hub("hub", "test", [1; 16], 7);
+        let windows = vec![("k8s".into(), window)];
+        let config = core::Config { windows, ..core::Config::hub("hub", "test", [1; 16], 7) };
         let broker = driver::start(config, store, recovered, &tasks);
         let options = Options {
             listener: TcpListener::bind("127.0.0.1:0").await.unwrap(),

@@ -337,3 +337,34 @@ async fn bodies_are_bounded_in_size_depth_and_values() {
     assert_eq!(server.ask("GET", MAPS, None).await.0, 200);
     server.stop().await;
 }
+
+#[tokio::test]
+async fn behind_the_window_a_watch_and_a_page_are_gone_and_a_list_begins_anew() {
+    const WINDOW: usize = 30;
+    let server = TestServer::with_window(WINDOW).await;
+    let first = made(&server, MAPS, &map("m00", json!({}))).await;
+    let first = first["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    made(&server, MAPS, &map("m01", json!({}))).await;
+    let (_, page) = server.ask("GET", &format!("{MAPS}?limit=1"), None).await;
+    let next = page["metadata"]["continue"].as_str().unwrap().to_owned();
+    for n in 2..2 * WINDOW {
+        made(&server, MAPS, &map(&format!("m{n:02}"), json!({}))).await;
+    }
+    let mut lines = Lines::of(&server, &format!("{MAPS}?watch=1&resourceVersion={first}")).await;
+    let (ty, status) = lines.next().await.expect("an event");
+    assert_eq!((&*ty, &status["code"], &status["reason"]), ("ERROR", &json!(410), &json!("Expired")));
+    assert!(lines.next().await.is_none(), "and nothing after it");
+    let (code, status) = server.ask("GET", &format!("{MAPS}?limit=1&continue={next}"), None).await;
+    assert_eq!((code, &status["reason"]), (410, &json!("Expired")));
+    let (code, status) =
+        server.ask("GET", &format!("{MAPS}?resourceVersion={first}&resourceVersionMatch=Exact"), None).await;
+    assert_eq!((code, &status["reason"]), (410, &json!("Expired")));
+    // What a client does then.
+    let (code, list) = server.ask("GET", &format!("{MAPS}?labelSelector=!none"), None).await;
+    let revision = list["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
+    assert_eq!(code, 200);
+    let mut lines = Lines::of(&server, &format!("{MAPS}?watch=1&resourceVersion={revision}")).await;
+    made(&server, MAPS, &map("new", json!({}))).await;
+    assert_eq!(lines.shown().await, shown("ADDED", "new"));
+    server.stop().await;
+}
