@@ -4,6 +4,7 @@ use std::{path::Path, pin::Pin, sync::Arc};
 
 use broker::{
     Handle, Tasks,
+    event::{Peer, Role},
     link::{
         Links,
         stream::{OpenError, StreamCode},
@@ -12,7 +13,7 @@ use broker::{
 use codec::proto::StreamOpen;
 use kubeapi::{
     KUBERNETES, LocalOptions, LocalServing, PkiError,
-    nodes::{NodeStreams, Opening, Unreachable},
+    nodes::{KUBELET, NodeStreams, Opening, Unreachable},
 };
 use ops::admin::pipe::{Pipe, Pipes};
 use tokio::{net::TcpListener, sync::watch};
@@ -39,8 +40,8 @@ impl LocalApi<'_> {
             broker: self.broker,
             tasks: self.tasks,
             secrets: Arc::new(move || identity.borrow().as_deref().and_then(Identity::secrets_key)),
+            containers: Some(Arc::new(Containers(Arc::clone(&self.links)))),
             hub: Arc::new(Hub(self.links)),
-            containers: None,
         };
         kubeapi::serve_local(options, listener)
     }
@@ -56,6 +57,27 @@ impl Pipes for AtTheMachine {
             match self.0.front().await {
                 Ok(front) => front.serve_admin(pipe).await,
                 Err(error) => tracing::error!(%error, "the node's API does not serve"),
+            }
+        })
+    }
+}
+
+/// What answers for this node's pods, in this process: the same that answers the hub.
+#[derive(Debug)]
+struct Containers(Arc<Links>);
+
+impl NodeStreams for Containers {
+    fn open<'a>(&'a self, node: &'a str) -> Opening<'a> {
+        Box::pin(async move {
+            let open = StreamOpen { kind: KUBELET.to_owned(), ..StreamOpen::default() };
+            let peer = Peer { name: node.into(), role: Role::Node, generation: 0 };
+            let refused = |why: &str| Unreachable::Refused { node: node.to_owned(), why: why.to_owned() };
+            match self.0.open_here(peer, open).await {
+                Ok(stream) => Ok(Box::new(stream) as _),
+                Err(OpenError::Refused { code: StreamCode::UNKNOWN_KIND, .. }) => {
+                    Err(refused("it runs no pods; `octobus get conditions` says why"))
+                }
+                Err(error) => Err(refused(&error.to_string())),
             }
         })
     }

@@ -28,7 +28,10 @@ use codec::{
     proto::{StreamAnswer, StreamOpen, StreamRefusal},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{
+        AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream, ReadBuf, ReadHalf,
+        WriteHalf,
+    },
     sync::{Notify, OwnedSemaphorePermit, mpsc},
     time::timeout,
 };
@@ -360,17 +363,19 @@ impl LinkHandle {
             let mut stream =
                 self.transport.open(class_of(open)).await.map_err(|Broken| OpenError::LinkGone)?;
             write_message(&mut stream, &body).await.map_err(not_opened)?;
-            let answer = read_message(&mut stream).await.map_err(not_opened)?;
-            let answer: StreamAnswer =
-                codec::decode(answer.into()).map_err(|_decode| OpenError::Malformed)?;
-            match answer.refusal {
-                None => Ok(stream),
-                Some(refusal) => {
-                    Err(OpenError::Refused { code: StreamCode(refusal.code), message: refusal.message })
-                }
-            }
+            taken_up(stream).await
         };
         timeout(ANSWER_PATIENCE, opening).await.unwrap_or(Err(OpenError::NoAnswer))
+    }
+}
+
+/// The Stream, if the other end takes it.
+async fn taken_up(mut stream: ByteStream) -> Result<ByteStream, OpenError> {
+    let answer = read_message(&mut stream).await.map_err(not_opened)?;
+    let answer: StreamAnswer = codec::decode(answer.into()).map_err(|_decode| OpenError::Malformed)?;
+    match answer.refusal {
+        None => Ok(stream),
+        Some(refusal) => Err(OpenError::Refused { code: StreamCode(refusal.code), message: refusal.message }),
     }
 }
 
@@ -438,6 +443,17 @@ impl Links {
     pub async fn open(&self, peer: &str, open: &StreamOpen) -> Result<ByteStream, OpenError> {
         let link = self.find(peer).ok_or_else(|| OpenError::NoLink(peer.to_owned()))?;
         link.open_stream(open).await
+    }
+
+    /// Opens a Stream to whoever takes its kind in this process, as if the peer of this name had opened it: over no
+    /// link, so also where none is up. Waits at most [`ANSWER_PATIENCE`].
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open_here(&self, peer: Peer, open: StreamOpen) -> Result<ByteStream, OpenError> {
+        let (near, far) = tokio::io::duplex(HERE_BYTES);
+        self.hand(IncomingStream { peer, open, stream: here(far) }).await;
+        timeout(ANSWER_PATIENCE, taken_up(here(near))).await.unwrap_or(Err(OpenError::NoAnswer))
     }
 
     /// Takes the Streams of this kind that peers open, over every link of this process. At most `waiting`
@@ -616,6 +632,51 @@ async fn read_message(stream: &mut ByteStream) -> io::Result<Vec<u8>> {
     Ok(body)
 }
 
+/// What a Stream within the process holds in each direction: a refusal fits.
+const HERE_BYTES: usize = 64 << 10;
+
+fn here(pipe: DuplexStream) -> ByteStream {
+    let (reader, writer) = tokio::io::split(pipe);
+    ByteStream::new(HereReader(reader), HereWriter(writer))
+}
+
+/// One end of a Stream within the process. Given up, it ends: there are no codes.
+struct HereReader(ReadHalf<DuplexStream>);
+struct HereWriter(WriteHalf<DuplexStream>);
+
+impl ReadSide for HereReader {
+    fn stop(&mut self, _code: StreamCode) {}
+}
+
+impl WriteSide for HereWriter {
+    fn reset(&mut self, _code: StreamCode) {}
+    fn set_class(&mut self, _class: Class) {}
+}
+
+impl AsyncRead for HereReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for HereWriter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
 type Opening<'a> = Pin<Box<dyn Future<Output = Result<ByteStream, Broken>> + Send + 'a>>;
 
 /// What a [`LinkHandle`] needs of a transport, without its type.
@@ -631,5 +692,38 @@ impl<T: Transport> OpenStream for T {
 
     fn open(&self, class: Class) -> Opening<'_> {
         Box::pin(self.open_stream(class))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer() -> Peer {
+        Peer { name: "edge-1".into(), role: crate::core::event::Role::Node, generation: 0 }
+    }
+
+    #[tokio::test]
+    async fn a_stream_within_the_process_needs_no_link_and_is_refused_where_nobody_takes_it() {
+        let links = Links::default();
+        let open = StreamOpen { kind: "pipe".to_owned(), ..StreamOpen::default() };
+        let refused = links.open_here(peer(), open.clone()).await;
+        assert!(matches!(refused, Err(OpenError::Refused { code: StreamCode::UNKNOWN_KIND, .. })));
+        let mut taken = links.accept("pipe", 1);
+        let taking = async {
+            let mut stream = taken.recv().await.unwrap().accept().await.unwrap();
+            let mut text = [0; 4];
+            stream.read_exact(&mut text).await.unwrap();
+            stream.write_all(&text).await.unwrap();
+            stream.shutdown().await.unwrap();
+        };
+        let asking = async {
+            let mut stream = links.open_here(peer(), open).await.unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            let mut text = Vec::new();
+            stream.read_to_end(&mut text).await.unwrap();
+            assert_eq!(text, b"ping");
+        };
+        tokio::join!(taking, asking);
     }
 }

@@ -51,6 +51,9 @@ const HEADERS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a command of `/run` may take.
 const RUN_WITHIN: Duration = Duration::from_secs(120);
 
+/// How long a container that is to be restarted has to end by itself.
+const RESTART_GRACE: Duration = Duration::from_secs(10);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Server {
@@ -168,6 +171,9 @@ impl Server {
                 }
             }
             Route::Run { of, command } => self.run_command(&of, command).await,
+            Route::Restart { namespace, pod, container } => {
+                self.restart(&namespace, &pod, container.as_deref()).await
+            }
         };
         answered.unwrap_or_else(Into::into)
     }
@@ -189,6 +195,21 @@ impl Server {
         let pod = self.pod(namespace, name, uid)?;
         let missing = || Refusal::failed(format!("cannot find sandbox of pod {name:?}"));
         pod.sandbox.ok_or_else(missing)
+    }
+
+    /// Stops what runs; the life of the pod goes on as after any end.
+    async fn restart(&self, namespace: &str, name: &str, only: Option<&str>) -> Result<Answer, Refusal> {
+        let pod = self.pod(namespace, name, None)?;
+        let wanted = |container: &ContainerView| only.is_none_or(|only| only == container.name);
+        let running = pod.containers.into_iter().filter(|container| container.running && wanted(container));
+        let ids: Vec<String> = running.filter_map(|container| container.id).collect();
+        if ids.is_empty() {
+            return Err(Refusal::failed(format!("no such container of pod {name:?} runs")));
+        }
+        for id in &ids {
+            self.runtime.stop_container(id, RESTART_GRACE).await?;
+        }
+        Ok(answer::text("ok"))
     }
 
     async fn run_command(&self, of: &Of, command: Vec<String>) -> Result<Answer, Refusal> {

@@ -15,11 +15,36 @@ pub(super) enum Route {
     Pods,
     Summary,
     Metrics,
-    Logs { of: Of, wanted: Wanted, previous: bool },
-    Exec { of: Of, command: Vec<String>, channels: Channels },
-    Attach { of: Of, channels: Channels },
-    PortForward { namespace: String, pod: String, uid: Option<String>, ports: Vec<i32> },
-    Run { of: Of, command: Vec<String> },
+    Logs {
+        of: Of,
+        wanted: Wanted,
+        previous: bool,
+    },
+    Exec {
+        of: Of,
+        command: Vec<String>,
+        channels: Channels,
+    },
+    Attach {
+        of: Of,
+        channels: Channels,
+    },
+    PortForward {
+        namespace: String,
+        pod: String,
+        uid: Option<String>,
+        ports: Vec<i32>,
+    },
+    Run {
+        of: Of,
+        command: Vec<String>,
+    },
+    /// Ours: all containers of a pod, or one of them, end and start again as its policy says.
+    Restart {
+        namespace: String,
+        pod: String,
+        container: Option<String>,
+    },
 }
 
 /// What of a process a client is joined to.
@@ -65,13 +90,18 @@ pub(super) fn of(method: &Method, uri: &Uri) -> Result<Route, Refusal> {
         ["run", namespace, pod, uid, container] => {
             run(container_of(namespace, pod, Some(uid), container)?, &query)
         }
+        ["restart", namespace, pod] => restart(container_of(namespace, pod, None, "-")?, None),
+        ["restart", namespace, pod, container] => {
+            let of = container_of(namespace, pod, None, container)?;
+            restart(of, Some(container))
+        }
         _ => return Err(Refusal::new(StatusCode::NOT_FOUND, "404 page not found")),
     };
     let allowed = match route {
         Route::Exec { .. } | Route::Attach { .. } | Route::PortForward { .. } => {
             method == Method::GET || method == Method::POST
         }
-        Route::Run { .. } => method == Method::POST,
+        Route::Run { .. } | Route::Restart { .. } => method == Method::POST,
         _ => method == Method::GET || method == Method::HEAD,
     };
     if allowed { Ok(route) } else { Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")) }
@@ -89,6 +119,10 @@ fn container_of(namespace: &str, pod: &str, uid: Option<&str>, container: &str) 
         uid: uid.filter(|uid| !uid.is_empty()).map(str::to_owned),
         container: container.to_owned(),
     })
+}
+
+fn restart(of: Of, container: Option<&str>) -> Route {
+    Route::Restart { namespace: of.namespace, pod: of.pod, container: container.map(str::to_owned) }
 }
 
 fn exec(of: Of, query: &Query) -> Result<Route, Refusal> {
