@@ -317,7 +317,6 @@ impl Starting {
     }
 
     fn settings(&self, machine: &Machine) -> make::Settings {
-        let resolver = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let disk = node::Disk::read(&self.options.data).unwrap_or_default();
         let node = self.node();
         let allocatable = node::allocatable(&node::capacity(machine, disk, &node), &node);
@@ -327,7 +326,7 @@ impl Starting {
             addresses: addresses(),
             cluster_dns: self.options.cluster_dns.clone(),
             cluster_domain: self.options.cluster_domain.clone(),
-            host_dns: dns::read(&resolver),
+            host_dns: dns::of_host(),
             api: self.options.api.clone(),
             cgroups: Layout::find(Driver::Cgroupfs),
             memory: machine.memory,

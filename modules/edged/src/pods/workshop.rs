@@ -1,6 +1,6 @@
 //! [`Maker`] of a node: pods' folders, volumes and control groups on its disk, configurations as a kubelet's.
 
-use std::{collections::BTreeSet, fs, io};
+use std::{fs, io};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 
@@ -28,8 +28,9 @@ impl Workshop {
 
 impl Maker for Workshop {
     fn set_up(&self, pod: &Pod, objects: &Objects) -> Result<(), String> {
-        self.settings.cgroups.create(pod).map_err(|error| format!("control group: {error}"))?;
-        self.volumes.set_up(pod, objects).map_err(|error| error.to_string())
+        // The folder comes first and goes last: it says that there is something of this pod.
+        self.volumes.set_up(pod, objects).map_err(|error| error.to_string())?;
+        self.settings.cgroups.create(pod).map_err(|error| format!("control group: {error}"))
     }
 
     fn refresh(&self, pod: &Pod, objects: &Objects) -> Result<(), String> {
@@ -37,14 +38,13 @@ impl Maker for Workshop {
     }
 
     fn tear_down(&self, uid: &str) -> Result<(), String> {
-        self.volumes.tear_down(uid).map_err(|error| error.to_string())?;
-        self.settings.cgroups.remove(uid).map_err(|error| format!("control group: {error}"))
+        self.settings.cgroups.remove(uid).map_err(|error| format!("control group: {error}"))?;
+        self.volumes.tear_down(uid).map_err(|error| error.to_string())
     }
 
+    /// By their folders alone: control groups are the machine's, and those of others stand beside ours.
     fn uids(&self) -> Vec<String> {
-        let folders = self.volumes.uids().unwrap_or_default();
-        let all: BTreeSet<String> = folders.into_iter().chain(self.settings.cgroups.pods()).collect();
-        all.into_iter().collect()
+        self.volumes.uids().unwrap_or_default()
     }
 
     fn forget(&self, namespace: &str, name: &str, uid: &str) {
@@ -75,6 +75,11 @@ impl Maker for Workshop {
     ) -> Result<cri::ContainerConfig, ConfigError> {
         let envs = env::environment(pod, container, objects, &self.settings, pod_ips)?;
         let mounts = self.volumes.mounts(pod, container, &envs, attempt, pod_ips)?;
+        // Those of the start before this one are still told of.
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if let Err(error) = self.volumes.forget_messages(uid, &container.name, attempt.saturating_sub(1)) {
+            tracing::debug!(uid, container = container.name, %error, "last words of earlier starts stay");
+        }
         make::container(pod, container, &self.settings, Inputs { attempt, image, envs, mounts })
     }
 
@@ -86,5 +91,35 @@ impl Maker for Workshop {
 
     fn termination_message(&self, uid: &str, container: &str, attempt: u32) -> Option<String> {
         self.volumes.termination_message(uid, container, attempt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{cgroups::Layout, make::fixture};
+
+    /// An agent ends what is left of pods that nobody wants. Another agent's, or a kubelet's, look the same to the
+    /// kernel.
+    #[test]
+    fn control_groups_that_another_made_are_none_of_ours() {
+        let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
+        let [ours, theirs] = folders.each_ref().map(|folder| {
+            let cgroups = Layout::find(crate::cgroups::Driver::Cgroupfs);
+            Workshop::new(Settings { cgroups, ..fixture::settings(folder.path()) })
+        });
+        let mut pod = fixture::pod(json!({"containers": [{"name": "c"}]}));
+        let name = folders[1].path().file_name().expect("a name").to_string_lossy().replace('.', "");
+        let uid = format!("test-{name}");
+        pod.metadata.uid = Some(uid.clone());
+        theirs.set_up(&pod, &Objects::default()).expect("set up");
+        assert_eq!(theirs.uids(), [uid.as_str()]);
+        assert_eq!(ours.uids(), [""; 0]);
+        theirs.tear_down(&uid).expect("torn down");
+        theirs.tear_down(&uid).expect("torn down again");
+        assert_eq!(theirs.uids(), [""; 0]);
+        assert!(!theirs.settings.cgroups.pods().contains(&uid), "a control group is left");
     }
 }
