@@ -132,7 +132,7 @@ fn under_fire(size: &Size) {
     // Before the fleet ends, all its nodes are owned again.
     clock::wait_for("each node to be one live replica's", PATIENCE, || {
         watch.check();
-        assert!(fleet.exited().is_none(), "{}", fleet.output());
+        assert!(fleet.exited().is_none(), "{}\n{}", watch.unrest(), fleet.output());
         watch.at_peace_since(calm).then_some(())
     });
     eprintln!("each node is one live replica's {:?} after the last shot", calm.elapsed());
@@ -262,6 +262,8 @@ struct Seen {
     overlap_max: Duration,
     /// When each node was last one live replica's, by claim and by link.
     peace: Option<Instant>,
+    /// Why that was not so at the last look.
+    unrest: String,
     wrong: Vec<String>,
 }
 
@@ -291,6 +293,10 @@ impl Watch {
 
     fn at_peace_since(&self, since: Instant) -> bool {
         self.seen.lock().unwrap().peace.is_some_and(|peace| peace > since)
+    }
+
+    fn unrest(&self) -> String {
+        self.seen.lock().unwrap().unrest.clone()
     }
 
     fn stop(self) -> Seen {
@@ -393,12 +399,20 @@ impl Seen {
                 claim.replica == replica(number) && !claim.away && lives
             })
         };
-        let owned = listed.iter().enumerate().flat_map(|(number, nodes)| {
-            nodes.iter().filter(move |node| owned(number, node)).collect::<Vec<_>>()
-        });
-        let owned = owned.count();
-        if owned == nodes as usize && count.len() == nodes as usize && self.overlaps.is_empty() {
+        let links =
+            || listed.iter().enumerate().flat_map(|(at, nodes)| nodes.iter().map(move |node| (at, node)));
+        let strange: Vec<_> = links().filter(|(at, node)| !owned(*at, node)).collect();
+        if strange.is_empty() && count.len() == nodes as usize && self.overlaps.is_empty() {
             self.peace = Some(now);
+            return;
         }
+        let first = strange.first().map(|(at, node)| (replica(*at), *node, self.claims.get(*node)));
+        self.unrest = format!(
+            "{} of {nodes} nodes linked, {} twice, {} not as claimed, like {first:?}; leases {:?}",
+            count.len(),
+            self.overlaps.len(),
+            strange.len(),
+            self.leases
+        );
     }
 }
