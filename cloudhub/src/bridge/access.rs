@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 /// Verbs on a resource of a group.
 pub(super) type Right = (&'static str, &'static str, &'static [&'static str]);
 
-/// Everything that the bridge does.
-pub(super) const RIGHTS: [Right; 10] = [
+/// Everything that the bridge does, and the kubelet endpoint beside it.
+pub(super) const RIGHTS: [Right; 12] = [
     ("", "pods", &["list", "watch", "create", "patch", "delete"]),
     ("", "pods/status", &["patch"]),
     ("", "nodes", &["list", "watch", "create", "patch", "delete"]),
@@ -18,6 +18,9 @@ pub(super) const RIGHTS: [Right; 10] = [
     ("", "serviceaccounts", &["get", "list", "watch"]),
     ("", "serviceaccounts/token", &["create"]),
     ("", "events", &["create", "patch"]),
+    // Who asks at the kubelet endpoint, and whether it may.
+    ("authentication.k8s.io", "tokenreviews", &["create"]),
+    ("authorization.k8s.io", "subjectaccessreviews", &["create"]),
     ("coordination.k8s.io", "leases", &["create", "patch"]),
 ];
 

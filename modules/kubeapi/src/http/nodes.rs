@@ -97,7 +97,7 @@ pub(super) const NO_NODES: &str = "this API server has no way to nodes";
 async fn ask_node(
     forwarder: &Forwarder,
     node: &str,
-    request: crate::nodes::forward::ToNode,
+    request: forward::ToNode,
     client: Option<hyper::upgrade::OnUpgrade>,
 ) -> Result<Response<NodeBody>, Status> {
     // Without a time to come again: clients would, silently, and nobody would see why.
