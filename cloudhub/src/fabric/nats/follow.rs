@@ -76,8 +76,11 @@ pub struct Follow {
     disturbances: watch::Receiver<u64>,
     consumer: Option<push::Ordered>,
     incarnation: Option<u64>,
-    /// Everything up to here has been told.
+    /// Everything up to here has been told, as far as the consumer's server knows: it may be behind the stream's
+    /// leader, and have more of it later.
     upto: u64,
+    /// The newest entry that was told: what is read anew begins behind it.
+    told: u64,
     /// What was last seen to be there, and whether it was told that it has been reached.
     target: u64,
     reached: bool,
@@ -108,6 +111,7 @@ impl Follow {
             consumer: None,
             incarnation: None,
             upto: 0,
+            told: 0,
             target: 0,
             reached: false,
             moved: false,
@@ -180,12 +184,13 @@ impl Follow {
         let Ok(info) = message.info() else { return 0 };
         let (revision, time_us) = (info.stream_sequence, connection::micros(info.published));
         // A consumer that the library made anew may begin earlier.
-        if revision <= self.upto {
+        if revision <= self.told {
             return 0;
         }
-        self.moved = true;
+        (self.moved, self.told) = (true, revision);
         // With nothing behind it, it stands for all that was there when the stream was last looked at.
-        self.upto = if info.pending == 0 { revision.max(self.target) } else { revision };
+        let upto = if info.pending == 0 { revision.max(self.target) } else { revision };
+        self.upto = self.upto.max(upto);
         let deleted = connection::is_deleted(message.headers.as_ref());
         let subject = message.subject.to_string();
         let cost = 64 + subject.len() + message.payload.len();
@@ -203,7 +208,7 @@ impl Follow {
         }
         let config = push::OrderedConfig {
             deliver_subject: self.connection.client().new_inbox(),
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.upto + 1 },
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.told + 1 },
             replay_policy: ReplayPolicy::Instant,
             ..push::OrderedConfig::default()
         };
@@ -245,12 +250,14 @@ impl Follow {
             let first = self.incarnation.replace(incarnation).is_none();
             self.consumer = None;
             self.upto = if first && self.start == Start::Now { holds } else { 0 };
+            self.told = self.upto;
             self.target = holds;
             self.reached = false;
             return Some(Followed::Began { incarnation });
         }
         if holds < self.upto {
             let read = std::mem::replace(&mut self.upto, holds);
+            self.told = self.told.min(holds);
             self.consumer = None;
             return Some(Followed::WentBack { read, holds });
         }
