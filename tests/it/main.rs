@@ -19,6 +19,7 @@ mod generic_clients;
 mod histories_do_not_mix;
 mod hostile_bytes;
 mod kubectl;
+mod logs_and_commands;
 mod mqtt_sessions;
 mod names_survive;
 mod nothing_acknowledged_is_lost;

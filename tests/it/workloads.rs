@@ -19,7 +19,7 @@ use serde_json::Value;
 const BUSYBOX: &str = "octobus.test/busybox:1";
 
 /// Whether this machine can run containers and has a kubectl; the tests say so and end where not.
-fn able() -> bool {
+pub(crate) fn able() -> bool {
     let root = rustix::process::geteuid().is_root();
     let has = |program: &str| {
         let asked = Command::new(program).arg("--help").stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -51,14 +51,14 @@ fn put_busybox(folder: &Path) {
 }
 
 /// A hub and a node in one process, with real containers.
-struct Site {
+pub(crate) struct Site {
     octobus: Octobus,
     dev: Running,
     _folder: tempfile::TempDir,
 }
 
 impl Site {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = folder();
         let data = folder.path().join("data");
         put_busybox(&data.join("images"));
@@ -74,13 +74,21 @@ impl Site {
         site
     }
 
-    fn kubectl(&self, arguments: &[&str]) -> Finished {
+    pub(crate) fn kubeconfig(&self) -> String {
+        self.dev.text("kubeconfig").to_owned()
+    }
+
+    pub(crate) fn stop(self) {
+        self.dev.stop();
+    }
+
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Finished {
         let mut command = Command::new("kubectl");
         command.args(arguments).env("KUBECONFIG", self.dev.text("kubeconfig"));
         run_command(Duration::from_secs(60), &mut command)
     }
 
-    fn apply(&self, manifest: &Value) {
+    pub(crate) fn apply(&self, manifest: &Value) {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), manifest.to_string()).unwrap();
         let applied = self.kubectl(&["apply", "-f", file.path().to_str().unwrap()]);
@@ -88,13 +96,13 @@ impl Site {
     }
 
     /// The pods of a selector, as the API has them.
-    fn pods(&self, selector: &str) -> Vec<Value> {
+    pub(crate) fn pods(&self, selector: &str) -> Vec<Value> {
         let listed = self.kubectl(&["get", "pods", "-l", selector, "-o", "json"]);
         let listed: Value = serde_json::from_str(&listed.stdout.concat()).unwrap_or_default();
         listed["items"].as_array().cloned().unwrap_or_default()
     }
 
-    fn running(&self, selector: &str, count: usize) -> Vec<Value> {
+    pub(crate) fn running(&self, selector: &str, count: usize) -> Vec<Value> {
         wait_for(&format!("{count} pods of {selector} run"), Duration::from_secs(60), || {
             let found = self.pods(selector);
             (found.len() == count && found.iter().all(is_ready)).then_some(found)
@@ -112,7 +120,7 @@ fn container_id(pod: &Value) -> String {
     pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap_or_default().to_owned()
 }
 
-fn deployment(name: &str, replicas: usize, script: &str) -> Value {
+pub(crate) fn deployment(name: &str, replicas: usize, script: &str) -> Value {
     serde_json::json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
         "spec": {
