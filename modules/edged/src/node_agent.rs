@@ -240,6 +240,14 @@ impl Starting {
                 () = server.run(incoming, tasks) => {}
             }
         });
+        let (stopped, collected) = (self.tasks.stopped(), Arc::clone(runtime));
+        self.tasks.spawn("images", async move {
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => {}
+                () = pods::images::run(collected) => {}
+            }
+        });
         let (stopped, runtime) = (self.tasks.stopped(), Arc::clone(runtime));
         self.tasks.spawn("rotation of logs", async move {
             tokio::select! {

@@ -20,12 +20,14 @@
 //! | `maker`, `workshop` | folders, volumes and configurations, as `hands` needs them |
 //! | `probing` | the probes of one pod |
 //! | `table` | what pods share: objects, and what each shows to the server |
+//! | `images` | which images go when their disk is nearly full |
 //! | `report` | writes statuses and events |
 
 mod admit;
 mod agent;
 mod backoff;
 mod hands;
+pub(crate) mod images;
 mod life;
 mod maker;
 mod probing;

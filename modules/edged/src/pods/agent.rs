@@ -512,3 +512,6 @@ fn ghost(uid: &str, name: &Name) -> Pod {
         status: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,6 +151,12 @@ impl Reporter {
         self.shared.pending.lock().expect("no panic under this lock")
     }
 
+    /// Entries that wait to be written.
+    #[cfg(test)]
+    pub(crate) fn take_entries(&self) -> BTreeMap<String, Option<Bytes>> {
+        std::mem::take(&mut self.pending().entries)
+    }
+
     /// Writes what waits, until the broker stops.
     pub(crate) async fn run(self, handle: Handle) {
         if let Err(Stopped) = self.write_all(&handle).await {
