@@ -46,7 +46,7 @@ impl Api {
     async fn send(&self, request: Request<Full<Bytes>>) -> Outcome<Response<Incoming>> {
         let io = self.client.pipe(pipe::PATH).await?;
         let (mut sender, connection) = http1::handshake(io).await.map_err(Failure::failed)?;
-        // Ends with the command, or with the answer.
+        #[allow(clippy::disallowed_methods)] // it ends with the command, or with the answer
         tokio::spawn(async move { drop(connection.with_upgrades().await) });
         let response = sender.send_request(request).await.map_err(Failure::failed)?;
         let code = response.status();

@@ -75,7 +75,7 @@ impl Site {
     }
 
     pub(crate) fn kubeconfig(&self) -> String {
-        self.dev.text("kubeconfig").to_owned()
+        self.dev.text("kubeconfig")
     }
 
     pub(crate) fn stop(self) {

@@ -21,8 +21,8 @@ pub(super) fn list<'a>(value: &'a Value, path: &str) -> &'a [Value] {
 
 /// Takes a field out of the object at a path; an empty path is the value itself.
 pub(super) fn remove(value: &mut Value, path: &str, field: &str) {
-    let object = path.split('.').filter(|name| !name.is_empty());
-    let object = object.fold(Some(value), |value, name| value.and_then(|value| value.get_mut(name)));
+    let mut names = path.split('.').filter(|name| !name.is_empty());
+    let object = names.try_fold(value, |value, name| value.get_mut(name));
     if let Some(map) = object.and_then(Value::as_object_mut) {
         map.remove(field);
     }

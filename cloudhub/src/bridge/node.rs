@@ -127,7 +127,8 @@ pub(super) fn desired(
 ) -> Desired {
     let absent = Value::Null;
     let report = report.unwrap_or(&absent);
-    let mut status = at(report, "status").filter(|status| status.is_object()).cloned().unwrap_or(json!({}));
+    let mut status =
+        at(report, "status").filter(|status| status.is_object()).cloned().unwrap_or_else(|| json!({}));
     let mut conditions: Vec<Value> =
         list(&status, "conditions").iter().filter(|held| is_condition(held)).cloned().collect();
     let away = *link == Link::Down;
@@ -340,7 +341,7 @@ mod tests {
     fn a_heartbeat_alone_is_no_difference_and_a_condition_keeps_when_it_turned() {
         let up = Link::Up("QUIC");
         let first = desired("edge-1", Some(&report()), &up, &hub(false), None, "2026-01-01T00:00:00Z");
-        let mut status = first.status.clone();
+        let mut status = first.status;
         status["conditions"][0]["lastHeartbeatTime"] = "2026-01-01T00:05:00Z".into();
         let held = Object::read(&json!({"metadata": {"uid": "u1"}, "status": status}), "t");
         let later = desired("edge-1", Some(&report()), &up, &hub(false), Some(&held), "2026-01-01T00:10:00Z");

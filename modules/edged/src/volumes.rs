@@ -136,7 +136,7 @@ impl Volumes {
             }
             "Memory" => {
                 let limits = [
-                    Milli::parse(&self.settings.allocatable.get("memory").map_or("0", |all| &all.0)),
+                    Milli::parse(self.settings.allocatable.get("memory").map_or("0", |all| &all.0)),
                     Declared::of(pod).memory,
                     source.size_limit.as_ref().and_then(|limit| Milli::parse(&limit.0)),
                 ];

@@ -128,7 +128,7 @@ fn huge_pages(limits: Option<&Resources>, sizes: &[u64]) -> Vec<cri::HugepageLim
 fn page_size(bytes: u64) -> String {
     let mut size = bytes;
     for unit in ["B", "KB", "MB"] {
-        if size < 1024 || size % 1024 != 0 {
+        if size < 1024 || !size.is_multiple_of(1024) {
             return format!("{size}{unit}");
         }
         size /= 1024;

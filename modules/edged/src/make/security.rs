@@ -80,21 +80,22 @@ pub(super) fn container(
     let spec = spec(pod).map_err(ConfigError::container)?;
     let of_pod = spec.security_context.as_ref();
     let own = container.security_context.as_ref();
-    let user = own.and_then(|own| own.run_as_user).or(of_pod.and_then(|pod| pod.run_as_user));
-    let group = own.and_then(|own| own.run_as_group).or(of_pod.and_then(|pod| pod.run_as_group));
-    let not_root = own.and_then(|own| own.run_as_non_root).or(of_pod.and_then(|pod| pod.run_as_non_root));
+    let user = own.and_then(|own| own.run_as_user).or_else(|| of_pod.and_then(|pod| pod.run_as_user));
+    let group = own.and_then(|own| own.run_as_group).or_else(|| of_pod.and_then(|pod| pod.run_as_group));
+    let not_root =
+        own.and_then(|own| own.run_as_non_root).or_else(|| of_pod.and_then(|pod| pod.run_as_non_root));
     let image_user = image.uid.as_ref().map(|uid| uid.value);
     if not_root == Some(true) {
         verify_not_root(pod, container, user, image_user, &image.username)?;
     }
     let options = own.and_then(|own| own.se_linux_options.as_ref());
-    let options = options.or(of_pod.and_then(|pod| pod.se_linux_options.as_ref()));
+    let options = options.or_else(|| of_pod.and_then(|pod| pod.se_linux_options.as_ref()));
     let unmasked = own.is_some_and(|own| own.proc_mount.as_deref() == Some("Unmasked"));
     let paths = |paths: &[&str]| -> Vec<String> {
         if unmasked { Vec::new() } else { paths.iter().map(|path| (*path).to_owned()).collect() }
     };
     let seccomp = own.and_then(|own| own.seccomp_profile.as_ref());
-    let seccomp = seccomp.or(of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
+    let seccomp = seccomp.or_else(|| of_pod.and_then(|pod| pod.seccomp_profile.as_ref()));
     let apparmor = apparmor(pod, container, of_pod)?;
     Ok(cri::LinuxContainerSecurityContext {
         capabilities: own.and_then(|own| own.capabilities.as_ref()).map(|asked| cri::Capability {
@@ -171,7 +172,7 @@ fn apparmor(
     use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
     let own = container.security_context.as_ref().and_then(|own| own.app_armor_profile.as_ref());
     let asked: Option<AppArmorProfile> = own
-        .or(of_pod.and_then(|pod| pod.app_armor_profile.as_ref()))
+        .or_else(|| of_pod.and_then(|pod| pod.app_armor_profile.as_ref()))
         .cloned()
         .or_else(|| apparmor_annotation(pod, &container.name));
     let Some(asked) = asked else { return Ok(None) };

@@ -299,7 +299,7 @@ impl Agent {
             .map(|(uid, name)| (uid.to_owned(), name))
             .collect();
         for (uid, name) in left {
-            self.found.entry(uid).or_insert(Found { name, seen: Seen::default() });
+            self.found.entry(uid).or_insert_with(|| Found { name, seen: Seen::default() });
             self.collected = false;
         }
     }

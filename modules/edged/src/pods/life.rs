@@ -736,7 +736,7 @@ impl Life {
     /// While a restart is waited for: for how long after the end.
     pub(super) fn waits(&self, now: Now, ended: &Contained) -> Option<Duration> {
         let at = self.anchors.get(&ended.id)?;
-        (now.mono < *at).then(|| ended.back_off)
+        (now.mono < *at).then_some(ended.back_off)
     }
 
     fn next_attempt(&self, name: &str) -> u32 {

@@ -245,7 +245,7 @@ impl Life {
         }
         let has_inits = spec::inits(&self.pod).next().is_some();
         let reason =
-            if has_inits && !(initialized && !init) { "PodInitializing" } else { "ContainerCreating" };
+            if has_inits && (init || !initialized) { "PodInitializing" } else { "ContainerCreating" };
         waiting_state(reason, None)
     }
 

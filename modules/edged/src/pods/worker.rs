@@ -76,6 +76,9 @@ pub(crate) struct Begin {
     pub(crate) reject: Option<(&'static str, String)>,
 }
 
+/// What a call came to: which it was, what it saw, how it ended.
+type Done = (Key, Vec<Sight>, Outcome);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -87,7 +90,7 @@ pub(crate) struct Worker {
     inbox: mpsc::Receiver<Tell>,
     /// Of each key the task that performs it now.
     flights: HashMap<Key, (Id, AbortHandle)>,
-    work: JoinSet<(Key, Vec<Sight>, Outcome)>,
+    work: JoinSet<Done>,
     probing: Probing,
     status: PodStatus,
     shown: Option<Bytes>,
@@ -168,7 +171,7 @@ impl Worker {
         }
     }
 
-    fn done(&mut self, done: Result<(Id, (Key, Vec<Sight>, Outcome)), JoinError>) {
+    fn done(&mut self, done: Result<(Id, Done), JoinError>) {
         let of = |flights: &HashMap<Key, (Id, AbortHandle)>, id: Id| {
             flights.iter().find(|(_, (held, _))| *held == id).map(|(key, _)| key.clone())
         };

@@ -44,6 +44,7 @@ pub(crate) struct StandIns(Arc<StandIn>);
 
 impl StandIns {
     pub(crate) fn new() -> (Arc<Self>, Arc<StandIn>, mpsc::UnboundedReceiver<String>) {
+        #[allow(clippy::disallowed_methods)] // as many as the test asks
         let (asked, asks) = mpsc::unbounded_channel();
         let node = Arc::new(StandIn { sent: AtomicU64::new(0), open: watch::Sender::new(0), asked });
         (Arc::new(Self(Arc::clone(&node))), node, asks)
@@ -143,8 +144,11 @@ impl StandIn {
     }
 }
 
-fn channel() -> (BoxBody<Bytes, std::io::Error>, mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>) {
-    struct Pieces(mpsc::Receiver<Result<Frame<Bytes>, std::io::Error>>);
+/// A piece of a body.
+type Piece = Result<Frame<Bytes>, std::io::Error>;
+
+fn channel() -> (BoxBody<Bytes, std::io::Error>, mpsc::Sender<Piece>) {
+    struct Pieces(mpsc::Receiver<Piece>);
     impl hyper::body::Body for Pieces {
         type Data = Bytes;
         type Error = std::io::Error;
