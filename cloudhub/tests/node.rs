@@ -81,6 +81,7 @@ async fn start_edge(data: &Path, more: &[(&'static str, &str)]) -> Edge {
         ("--mqtt", "127.0.0.1:0"),
         ("--nats", "127.0.0.1:0"),
         ("--metrics", "off"),
+        ("--api", "off"),
         ("--anonymous", "true"),
     ];
     flags.extend(more);
